@@ -1,0 +1,658 @@
+"""DROL, Dynamic Routing for Offline RL (arXiv 2604.22229), in one file. Its baseline FQL is the same file: fql.py.
+
+    $ python drol.py --env-id humanoidmaze-medium --k 16
+
+A one-step actor f(s, z) turns a state s and a latent z into an action. For each state K latents become K candidate
+actions, the dataset action is routed to the nearest one, and only that winner is cloned and guided by the critic.
+Routing is redone at every update, so a candidate that comes nearer takes over: the support of the data is kept, and
+no candidate is tied to one target for good. Acting takes one latent and one pass; K plays no part in it.
+
+One update, from a batch (s, a, r, m, s') of the dataset, m = 0 where s' must not be bootstrapped from:
+
+  1. latents     z uniform in the ball of radius sqrt(A) in R^A, A action dimensions       sample_latents
+  2. critic      a' = clip(f(s', z')), one latent; y = r + discount * m * agg_i Qbar_i(s', a')
+                 L_critic = mean_{i, batch} (Q_i(s, a) - y)^2; agg: mean or min (q_agg)       critic_loss
+  3. candidates  a_k = clip(f(s, z_k)), k = 1..K                                        sample_candidates
+  4. routing     k* = argmin_k |a_k - a|^2, the first of equals                                     route
+  5. actor       L_actor = bc_coef * mean_{batch, A} (a_k* - a)^2                              actor_loss
+                 - mean_batch(q) / max(mean_batch |q|, 1e-6), the divisor held constant,
+                 q = min_i Q_i(s, a_k*), the critics held constant
+  6. step        one Adam step on L_critic + L_actor, both at the same parameters;                 update
+                 Qbar <- Qbar + tau * (Q - Qbar), Q from before that step
+
+No gradient reaches a loser and argmin has none, so candidates need no graph, and only the winner's latent is run
+again with one: the gradient of differentiating all K, at a fraction of the work.
+"""
+
+import copy
+import csv
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections import namedtuple
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import filelock
+import gymnasium
+import numpy as np
+import ogbench
+import torch
+import tyro
+from ogbench.relabel_utils import relabel_dataset
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass
+class Args:
+    env_id: str  # OGBench family (humanoidmaze-medium) or name (cube-double-play-singletask-task2-v0)
+    task: int | None = None  # task of the family, 1 to 5; unset: OGBench's default task
+    seed: int = 0  # seed of initialisation, batches, noise and evaluation
+    k: int = 16  # candidates a state; 16 is the paper's DROL(16). Tune bc_coef first, then k
+    bc_coef: float | None = None  # weight of cloning against the Q term; unset: the family's published value
+    discount: float | None = None  # discount factor; unset: the family's published value
+    q_agg: Literal["mean", "min"] | None = None  # joins the target critics; unset: the family's published value
+    actor_q_agg: Literal["mean", "min"] = "min"  # joins the critics in the actor loss
+    normalize_q: bool = True  # divide the Q term by the batch mean of |q|: bc_coef is free of Q's scale
+    steps: int = 1_000_000  # gradient steps; a finished run that is given more goes on
+    batch_size: int = 256  # transitions an update
+    lr: float = 3e-4  # Adam's learning rate
+    tau: float = 0.005  # the target critic's update rate
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden widths of every network
+    eval_interval: int = 100_000  # updates between evaluations; the last is always evaluated. Changes no weight
+    eval_episodes: int = 50  # episodes an evaluation
+    eval_envs: int = 10  # environments, a process each, that share the episodes; scores depend on it slightly
+    log_interval: int = 5_000  # updates between rows of train.csv
+    checkpoint_interval: int = 10_000  # updates between checkpoints; Ctrl-C and SIGTERM save one as well
+    snapshot_interval: int = 0  # updates between checkpoints that are kept, for figures; 0: none
+    data_dir: Path = Path(ogbench.utils.DEFAULT_DATASET_DIR)  # folder of datasets; missing ones are downloaded
+    run_dir: Path = Path("runs")  # folder of the runs
+    device: str = "auto"  # auto (the GPU if it works), cpu, cuda or cuda:N
+    compile: bool = False  # run the losses through torch.compile
+    overwrite: bool = False  # delete what the run's folder holds and start anew
+    track: bool = False  # log to Weights & Biases as well (pip install wandb)
+
+
+# Published settings, a row a family: dataset, default task, discount, q_agg, bc_coef.
+PRESETS = {
+    "antmaze-large": ("navigate", 1, 0.995, "min", 0.03),
+    "antmaze-giant": ("navigate", 1, 0.995, "min", 0.03),
+    "humanoidmaze-medium": ("navigate", 1, 0.995, "mean", 0.3),
+    "humanoidmaze-large": ("navigate", 1, 0.995, "mean", 0.3),
+    "antsoccer-arena": ("navigate", 4, 0.995, "mean", 0.1),
+    "cube-single": ("play", 2, 0.99, "mean", 10.0),
+    "cube-double": ("play", 2, 0.99, "mean", 3.0),
+    "scene": ("play", 2, 0.99, "mean", 3.0),
+    "puzzle-3x3": ("play", 4, 0.99, "mean", 0.3),
+    "puzzle-4x4": ("play", 4, 0.99, "mean", 10.0),
+    "pointmaze": ("navigate", 1, 0.995, "mean", 0.3),  # ours: none is published
+}
+PRESET_FLAGS = ("discount", "q_agg", "bc_coef")
+ALGORITHM, RUN_NAME = "drol", "drol-k{k}-{hash}"
+# Settings that change no number of a run, and so have no part in its folder's name:
+NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
+              "data_dir", "run_dir", "device", "compile", "overwrite", "track"}
+Env = namedtuple("Env", "name family dataset task tasks preset")  # name: cube-single-play-singletask-task2-v0
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the message says how. The command line prints it without a traceback."""
+
+
+def find_env(env_id, task=None):
+    """The Env that an id and a task name. Raises UserError where there is none."""
+    pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task(\d+))?-v0)?"
+    family, kind, named_task = re.fullmatch(pattern, env_id).groups()
+    known = {id.split("-singletask")[0] for id in gymnasium.registry if re.fullmatch("(?!visual).*-singletask-v0", id)}
+    if family not in known:
+        near = ", ".join(difflib.get_close_matches(family, known, n=3, cutoff=0))
+        raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
+    preset = [name for name in PRESETS if name == family or name.split("-")[0] == family.split("-")[0]]
+    preset = family if family in preset else preset[-1]
+    default_kind, default_task = PRESETS[preset][:2]
+    kinds = ("play", "noisy") if default_kind == "play" else ("navigate", "stitch", "explore")
+    kind = kind or default_kind
+    if kind not in kinds:
+        raise UserError(f"--env-id {env_id}: the datasets of {family} are {', '.join(kinds)}")
+    if named_task and task not in (None, int(named_task)):
+        raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
+    task = int(named_task) if named_task else default_task if task is None else task
+    tasks = sum(id.startswith(f"{family}-singletask-task") for id in gymnasium.registry)
+    if not 1 <= task <= tasks:
+        raise UserError(f"--task {task}: {family} has the tasks 1 to {tasks}")
+    return Env(f"{family}-{kind}-singletask-task{task}-v0", family, f"{family}-{kind}-v0", task, tasks, preset)
+
+
+def resolve(args):
+    """Checks args and fills what is unset from the preset. Returns a copy, the Env, and each setting's origin."""
+    env, args = find_env(args.env_id, args.task), copy.copy(args)
+    origin = {f.name: "default" if getattr(args, f.name) == f.default else "command line" for f in fields(Args)}
+    for flag, value in zip(PRESET_FLAGS, PRESETS[env.preset][2:], strict=True):
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+            origin[flag] = f"published for {env.family}" if env.family == env.preset else \
+                f"none is published for {env.family}: as {env.preset}"
+    args.task, args.data_dir, args.run_dir = env.task, args.data_dir.expanduser(), args.run_dir.expanduser()
+    for flags, low, high in [
+        ("lr tau discount", 0, 1),
+        ("seed bc_coef snapshot_interval", 0, 1e9),
+        ("k steps batch_size hidden_dims eval_interval eval_episodes eval_envs log_interval checkpoint_interval", 1, 1e9),
+    ]:
+        for flag in flags.split():
+            values = getattr(args, flag) if flag == "hidden_dims" else [getattr(args, flag)]
+            if not all(low <= value <= high for value in values):
+                raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: give {low} to {high:g}")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise UserError("--track needs wandb, which is not installed: pip install wandb")
+    return args, env, origin
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+
+class Episode(gymnasium.Wrapper):
+    """Makes an episode a function of its seed alone; once it has ended, stands still at no cost."""
+
+    def reset(self, *, seed=None, options=None):
+        np.random.seed(seed)  # OGBench's mazes draw from NumPy's global generator and from the action space
+        self.env.unwrapped.action_space.seed(seed)
+        self.last = None
+        return self.env.reset(seed=seed)[0], {}
+
+    def step(self, action):
+        if self.last is not None:
+            return self.last
+        *step, info = self.env.step(action)  # observation, reward, terminated, truncated
+        if step[2] or step[3]:
+            self.last = *step, {"score": 100.0 * float(info["success"])}
+        return self.last or (*step, {})
+
+
+def make_env(name):
+    """The environment of a full name. Its reward and success are those of s, not s' (OGBench 1.2)."""
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
+    warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
+    if multiprocessing.parent_process():  # a worker, where Ctrl-C is the main process's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return Episode(ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True))
+
+
+def read_split(path, env, sample_env):
+    """A file in OGBench's format as a dict of float32 arrays, with rewards and masks of env's task."""
+    try:
+        data = ogbench.load_dataset(path, add_info=True)
+        relabel_dataset(env.name, sample_env, data)
+        data = {key: value for key, value in data.items() if key not in ("qpos", "qvel", "button_states")}
+        dims = {"observations": sample_env.observation_space.shape, "actions": sample_env.action_space.shape}
+        for key, value in data.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"'{key}' holds NaN or infinity")
+            if not len(value) or value.shape[1:] != dims.get(key.removeprefix("next_"), ()):
+                raise ValueError(f"the shape {value.shape} of '{key}' does not fit {env.name}")
+    except Exception as error:  # whatever a broken file makes its readers raise
+        raise UserError(f"dataset {path} is not usable: {error}; replace it, or delete it and it is downloaded "
+                        f"anew") from error
+    np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5, out=data["actions"])
+    return data
+
+
+def load_data(env, data_dir, device):
+    """The training and the validation split as dicts of tensors on the device, and a report on them.
+
+    observations, next_observations (N, O); actions (N, A); rewards, masks (N,). Downloads what is missing.
+    """
+    path, validation_path = data_dir / f"{env.dataset}.npz", data_dir / f"{env.dataset}-val.npz"
+    try:
+        ogbench.download_datasets([env.dataset], data_dir)
+    except OSError as error:
+        collect = "" if env.family.startswith(("ant", "humanoid")) else \
+            f", or collect your own: python tools/collect.py --env-id {env.family}, then --data-dir data here"
+        raise UserError(f"dataset {path} is missing and could not be downloaded ({error}); put it and "
+                        f"{validation_path.name} there{collect}") from error
+    sample_env = make_env(env.name)
+    train, validation = read_split(path, env, sample_env), read_split(validation_path, env, sample_env)
+    digest = hashlib.sha256()
+    for key in ("observations", "actions", "rewards", "masks"):
+        digest.update(np.ascontiguousarray(train[key]))
+    report = {"path": str(path), "source": str(np.load(path).get("source", "official")),
+              "fingerprint": digest.hexdigest()[:16], "episodes": int(train.pop("terminals").sum()),
+              "transitions": len(train["rewards"]), "validation_transitions": len(validation["rewards"]),
+              "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
+              "terminal_share": float(np.mean(train["masks"] == 0))}
+    validation.pop("terminals")
+    to_device = lambda split: {key: torch.from_numpy(value).to(device) for key, value in split.items()}
+    return to_device(train), to_device(validation), report
+
+
+def sample_batch(data, batch_size, generator):
+    """A batch drawn uniformly: a dict like data, with B rows."""
+    index = torch.randint(len(data["rewards"]), (batch_size,), generator=generator, device=generator.device)
+    return {key: tensor[index] for key, tensor in data.items()}
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+class MLP(nn.Sequential):
+    """Inputs (..., D_i), joined, to (..., out_dim). A hidden width: Linear, GELU (tanh form), LayerNorm if asked."""
+
+    def __init__(self, in_dim, hidden_dims, out_dim, layer_norm, generator):
+        layers = []
+        for width in hidden_dims:
+            layers += [nn.Linear(in_dim, width), nn.GELU(approximate="tanh")]
+            layers += [nn.LayerNorm(width, eps=1e-6)] if layer_norm else []
+            in_dim = width
+        super().__init__(*layers, nn.Linear(in_dim, out_dim))
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight, generator=generator)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, *inputs):
+        return super().forward(torch.cat(inputs, -1))
+
+
+class Critic(nn.ModuleList):
+    """Q_1 and Q_2: observations (B, O) and actions (B, A) to values (2, B)."""
+
+    def __init__(self, in_dim, hidden_dims, generator):
+        super().__init__(MLP(in_dim, hidden_dims, 1, True, generator) for _ in range(2))
+
+    def forward(self, s, a):
+        return torch.stack([q(s, a).squeeze(-1) for q in self])  # (2, B)
+
+
+def make_networks(observation_dim, action_dim, hidden_dims, generator):
+    """Fresh networks by name. generator: on the CPU, so that a seed starts alike on every device."""
+    in_dim = observation_dim + action_dim
+    networks = nn.ModuleDict({"actor": MLP(in_dim, hidden_dims, action_dim, False, generator)})  # f(s, z)
+    networks["critic"] = Critic(in_dim, hidden_dims, generator)
+    networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
+    return networks
+
+
+# ----------------------------------------------------------------------------------------------- algorithm
+# B batch, K candidates, O observation and A action dimensions.
+
+
+def sample_latents(*shape, generator):
+    """Latents of a shape (..., A), uniform in the ball of radius sqrt(A) in R^A."""
+    direction = torch.randn(shape, generator=generator, device=generator.device)
+    u = torch.rand(*shape[:-1], 1, generator=generator, device=generator.device)
+    # z = sqrt(A) * u^(1/A) * g / |g|
+    return shape[-1] ** 0.5 * u ** (1 / shape[-1]) * direction / direction.norm(dim=-1, keepdim=True)
+
+
+def sample_noise(batch_size, action_dim, args, generator):
+    """All that is random in one update."""
+    return {
+        "next_latents": sample_latents(batch_size, action_dim, generator=generator),  # (B, A)
+        "latents": sample_latents(batch_size, args.k, action_dim, generator=generator),  # (B, K, A)
+    }
+
+
+@torch.no_grad()
+def sample_candidates(actor, s, latents):
+    """Candidate actions (B, K, A) of states (B, O) for latents (B, K, A), without a graph."""
+    # a_k = clip(f(s, z_k))
+    return actor(s[:, None].expand(-1, latents.shape[1], -1), latents).clamp(-1, 1)
+
+
+def route(candidates, a):
+    """Index (B,) of the candidate (B, K, A) that is nearest to the dataset action (B, A)."""
+    # k* = argmin_k |a_k - a|^2
+    return (candidates - a[:, None]).square().sum(-1).argmin(1)
+
+
+def critic_loss(actor, critic, target_critic, batch, next_latents, discount, q_agg):
+    """TD loss of both critics, and its metrics. batch: see sample_batch; next_latents: (B, A)."""
+    with torch.no_grad():
+        next_a = actor(batch["next_observations"], next_latents).clamp(-1, 1)
+        next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
+        next_q = next_q.amin(0) if q_agg == "min" else next_q.mean(0)
+        # y = r + discount * m * agg_i Qbar_i(s', a')
+        y = batch["rewards"] + discount * batch["masks"] * next_q
+    q = critic(batch["observations"], batch["actions"])  # (2, B)
+    # L_critic = mean_{i, batch} (Q_i(s, a) - y)^2
+    loss = (q - y).square().mean()
+    return loss, {"critic_loss": loss, "q_data": q.mean()}
+
+
+def actor_loss(actor, critic, batch, latents, bc_coef, actor_q_agg, normalize_q):
+    """Routed cloning plus the Q term, on the winner alone, and its metrics. latents: (B, K, A)."""
+    s, a = batch["observations"], batch["actions"]
+    winner = route(sample_candidates(actor, s, latents), a)
+    z = latents[torch.arange(len(a), device=a.device), winner]  # (B, A)
+    pi = actor(s, z).clamp(-1, 1)  # a_k*, now with a graph
+    # L_BC = mean_{batch, A} (a_k* - a)^2
+    bc_loss = (pi - a).square().mean()
+    # Q guides the actor and is not trained by it: its parameters enter as constants.
+    constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    q = torch.func.functional_call(critic, constants, (s, pi))  # (2, B)
+    q = q.amin(0) if actor_q_agg == "min" else q.mean(0)
+    # L_Q = -mean(q) / max(mean |q|, 1e-6), the divisor held constant
+    q_loss = -q.mean()
+    if normalize_q:
+        q_loss = q_loss / q.detach().abs().mean().clamp(min=1e-6)
+    # L_actor = bc_coef * L_BC + L_Q
+    loss = bc_coef * bc_loss + q_loss
+    return loss, {"actor_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss, "q": q.mean()}
+
+
+def losses(networks, batch, noise, args):
+    """L_critic + L_actor, both at the same parameters, and the metrics of both."""
+    actor, critic, target_critic = networks["actor"], networks["critic"], networks["target_critic"]
+    loss_c, metrics_c = critic_loss(actor, critic, target_critic, batch, noise["next_latents"],
+                                    args.discount, args.q_agg)
+    loss_a, metrics_a = actor_loss(actor, critic, batch, noise["latents"],
+                                   args.bc_coef, args.actor_q_agg, args.normalize_q)
+    return loss_c + loss_a, metrics_c | metrics_a
+
+
+def update(networks, optimizer, batch, noise, args, losses=losses):
+    """One gradient step of every network, in place. Returns the metrics, as tensors."""
+    loss, metrics = losses(networks, batch, noise, args)
+    optimizer.zero_grad()
+    loss.backward()
+    with torch.no_grad():  # the target follows the critic from before the step
+        for target, source in zip(networks["target_critic"].parameters(), networks["critic"].parameters()):
+            target.lerp_(source, args.tau)
+    optimizer.step()
+    return metrics
+
+
+@torch.no_grad()
+def diagnostics(networks, batch, noise, generator):
+    """How the candidates lie, per action dimension; computed only when logged. Spread is 0 at K = 1."""
+    s, a, (B, K, A) = batch["observations"], batch["actions"], noise["latents"].shape
+    candidates = sample_candidates(networks["actor"], s, noise["latents"])  # (B, K, A)
+    # spread = mean_k |a_k - mean_j a_j|^2 / A; over the ordered pairs the mean is 2K / (K - 1) times that
+    spread = candidates.var(1, correction=0).mean()
+    winner_share = torch.bincount(route(candidates, a), minlength=K) / B
+    return {
+        "candidate_spread": spread,
+        "pairwise_distance": (spread * 2 * K / max(K - 1, 1)).sqrt(),
+        "winner_entropy": torch.special.entr(winner_share).sum(),
+        "mse": (act(networks["actor"], s, A, generator) - a).square().mean(),
+    }
+
+
+@torch.no_grad()
+def act(actor, s, action_dim, generator):
+    """Actions (..., A) in [-1, 1] for observations (..., O): one latent, one pass."""
+    return actor(s, sample_latents(*s.shape[:-1], action_dim, generator=generator)).clamp(-1, 1)
+
+
+# ---------------------------------------------------------------------------------- evaluation and records
+
+
+def make_generator(device, *key):
+    """A random generator seeded by integers: each purpose has its own, and none disturbs another."""
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def make_policy(actor, action_dim, generator):
+    """A function from observations, (O,) or (B, O), to actions, (A,) or (B, A), NumPy on both sides."""
+    def policy(observation):
+        s = torch.as_tensor(observation, dtype=torch.float32, device=generator.device)
+        return act(actor, s, action_dim, generator).cpu().numpy()
+    return policy
+
+
+def load_policy(path, device="cpu", seed=0):
+    """The policy (see make_policy) of a checkpoint. Raises UserError where the file is of no use."""
+    saved = load_checkpoint(Path(path), device)
+    networks = make_networks(*saved["dims"], torch.Generator()).to(device)
+    networks.load_state_dict(saved["networks"])
+    return make_policy(networks["actor"], saved["dims"][1], make_generator(device, seed))
+
+
+def make_eval_envs(name, count):
+    """count environments of one name, a process each, stepped together."""
+    return gymnasium.vector.AsyncVectorEnv([lambda: make_env(name)] * count, context="forkserver",
+                                           autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+
+
+def evaluate(policy, envs, episodes, key, stop=()):
+    """Plays episodes, each environment a fixed share, each episode seeded by (*key, environment, episode).
+
+    Returns the means over them, or None as soon as stop holds something. Scores: OGBench's success in %.
+    """
+    count = envs.num_envs
+    share = episodes // count + (np.arange(count) < episodes % count)
+    played, returns, lengths = np.zeros((3, count))
+    finished, fresh = [], np.ones(count, bool)  # (score, return, length) of each episode; who is to be reset
+    while (played < share).any():
+        if stop:
+            return None
+        if fresh.any():
+            keys = [(*key, i, int(played[i])) for i in range(count)]
+            seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
+            observations, _ = envs.reset(seed=seeds, options={"reset_mask": fresh})
+            returns[fresh], lengths[fresh] = 0, 0
+        observations, rewards, terminated, truncated, info = envs.step(policy(observations))
+        returns, lengths = returns + rewards, lengths + 1
+        ended = (terminated | truncated) & (played < share)
+        finished += [(info["score"][i], returns[i], lengths[i]) for i in np.flatnonzero(ended)]
+        played += ended
+        fresh = ended & (played < share)  # those that have played their share stand still
+    scores, returns, lengths = np.array(finished).T
+    return {"score": scores.mean(), "return_mean": returns.mean(), "return_std": returns.std(),
+            "length_mean": lengths.mean()}
+
+
+def write_rows(path, rows, mode):
+    """Writes ("w", with a header) or appends ("a") rows, dicts of equal keys, to a CSV file."""
+    with open(path, mode, newline="") as file:
+        writer = csv.DictWriter(file, rows[0] if rows else [], lineterminator="\n")
+        if mode == "w":
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_checkpoint(path, content):
+    """torch.save under another name first, so that a file of this name is always whole."""
+    torch.save(content, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def load_checkpoint(path, device):
+    """What save_checkpoint wrote. Raises UserError where it cannot be read or is another algorithm's."""
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        algorithm = saved["algorithm"]
+    except Exception as error:  # whatever a broken file makes torch raise
+        raise UserError(f"checkpoint {path} is missing or damaged; restore it, or give --overwrite to train "
+                        f"anew") from error
+    if algorithm != ALGORITHM:
+        raise UserError(f"checkpoint {path} was made by {algorithm}.py, and this is {ALGORITHM}.py")
+    return saved
+
+
+def lock_run(run, overwrite):
+    """Makes the run's folder, empties it if told to, and keeps other processes out as long as the result is held."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run / "lock").acquire(timeout=0)
+        for old in [path for path in run.iterdir() if overwrite and path.name != "lock"]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        return lock
+    except filelock.Timeout as error:
+        raise UserError(f"run folder {run} is in use by another process; wait for it or stop it") from error
+    except OSError as error:
+        raise UserError(f"run folder {run} cannot be written ({error}); give another --run-dir") from error
+
+
+# ---------------------------------------------------------------------------------------------------- main
+
+
+def pick_device(wanted):
+    """The torch device that --device means. Raises UserError where it does not work."""
+    try:
+        return torch.zeros(1, device="cuda" if wanted == "auto" else wanted).device
+    except (RuntimeError, AssertionError) as error:
+        if wanted != "auto":
+            raise UserError(f"--device {wanted} does not work ({error}); give auto, cpu or cuda") from error
+    if shutil.which("nvidia-smi"):
+        print("WARNING: torch cannot use this machine's NVIDIA card, so training is slow: install the torch build "
+              "that fits its driver (README, Install)")
+    return torch.device("cpu")
+
+
+def compile_losses(device):
+    """losses through torch.compile, or as they are where no compiler works."""
+    try:
+        torch.compile(torch.sin)(torch.ones(1, device=device))
+        return torch.compile(losses)
+    except Exception as error:
+        print(f"--compile found no working compiler ({type(error).__name__}) and is left out")
+        return losses
+
+
+def train(args, env, run, identity, data, validation_data, device):
+    """Trains, evaluates and records a run, from its checkpoint if it has one. Returns the signal that ended it."""
+    dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
+    networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
+    optimizer = torch.optim.Adam([p for p in networks.parameters() if p.requires_grad], lr=args.lr, fused=True)
+    generators = {"batch": make_generator(device, args.seed, 1), "noise": make_generator(device, args.seed, 2)}
+    step, seconds, rows = 0, 0.0, {"train": [], "eval": []}
+    if (run / "checkpoint.pt").exists():
+        saved = load_checkpoint(run / "checkpoint.pt", device)
+        if saved["identity"] != identity:
+            raise UserError(f"checkpoint {run / 'checkpoint.pt'} is of {' '.join(saved['identity'])}, not of "
+                            f"{' '.join(identity)}; move it away, or give --overwrite to train anew")
+        networks.load_state_dict(saved["networks"])
+        optimizer.load_state_dict(saved["optimizer"])
+        for name, generator in generators.items():
+            generator.set_state(saved["generators"][name].cpu())
+        step, seconds, rows = saved["step"], saved["seconds"], saved["rows"]
+        print(f"resumed at update {step:,}")
+    for name in rows:  # without what was written after the checkpoint
+        write_rows(run / f"{name}.csv", rows[name], "w")
+    writer, start, envs, stop = SummaryWriter(run, purge_step=step + 1), time.perf_counter() - seconds, None, []
+    losses_used = compile_losses(device) if args.compile else losses
+    handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    bar = tqdm(total=args.steps, initial=step, unit=" updates", dynamic_ncols=True, disable=None)
+
+    def record(name, row):
+        rows[name].append({"step": step, **row})
+        write_rows(run / f"{name}.csv", rows[name][-1:], "a" if len(rows[name]) > 1 else "w")
+        for key, value in row.items():
+            writer.add_scalar(f"{name}/{key}", value, step)
+
+    def save(path=run / "checkpoint.pt"):
+        save_checkpoint(path, {
+            "algorithm": ALGORITHM, "env": env.name, "identity": identity, "dims": dims, "step": step, "rows": rows,
+            "seconds": time.perf_counter() - start, "networks": networks.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generators": {name: generator.get_state() for name, generator in generators.items()}})
+
+    try:
+        while not stop:
+            evaluated = not step or any(row["step"] == step for row in rows["eval"])
+            if not evaluated and (step % args.eval_interval == 0 or step >= args.steps):
+                envs = envs or make_eval_envs(env.name, min(args.eval_envs, args.eval_episodes))
+                policy = make_policy(networks["actor"], dims[1], make_generator(device, args.seed, 3, step))
+                result = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
+                if result is None:
+                    break
+                record("eval", result)
+                save()
+                tqdm.write(f"update {step:>9,}  score {result['score']:5.1f}  return {result['return_mean']:8.1f}"
+                           f"  length {result['length_mean']:6.1f}")
+            if step >= args.steps:
+                break
+            batch = sample_batch(data, args.batch_size, generators["batch"])
+            noise = sample_noise(args.batch_size, dims[1], args, generators["noise"])
+            logged = {}
+            if (step + 1) % args.log_interval == 0:  # at the parameters that the update starts from
+                generator = make_generator(device, args.seed, 4, step)
+                logged = diagnostics(networks, batch, noise, generator)
+                held_out = sample_batch(validation_data, args.batch_size, generator)
+                with torch.no_grad():
+                    _, metrics = losses(networks, held_out, noise, args)
+                logged |= {f"val_{key}": value for key, value in metrics.items()}
+            metrics = update(networks, optimizer, batch, noise, args, losses_used)
+            step += 1
+            bar.update()
+            if logged:
+                logged |= metrics
+                values = torch.stack(list(logged.values())).tolist()  # the one transfer from the device
+                record("train", {"seconds": time.perf_counter() - start, **dict(zip(logged, values))})
+            if args.snapshot_interval and step % args.snapshot_interval == 0:
+                (run / "snapshots").mkdir(exist_ok=True)
+                save(run / "snapshots" / f"step{step}.pt")
+            if step % args.checkpoint_interval == 0 or stop:
+                save()
+    finally:
+        bar.close()
+        writer.close()
+        if envs:
+            envs.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stop:
+        print(f"stopped at update {step:,}, saved; the same command goes on from there")
+        return stop[0]
+    scores = [row["score"] for row in rows["eval"]][-3:]
+    print(f"finished at update {step:,}: score {np.mean(scores):.1f}, the mean success rate in % of the last "
+          f"{len(scores)} evaluations, on task {env.task} of {env.tasks}\n{run}")
+    return 0
+
+
+def main(argv=None):
+    """The command line. Exits with 1 on a mistake of the user's, with 128 + n after signal n."""
+    args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
+    try:
+        args, env, origin = resolve(args)
+        device = pick_device(args.device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32
+        print(f"{ALGORITHM.upper()} on {env.name}, task {env.task} of {env.tasks} "
+              f"(published figures are means over a family's tasks)\n"
+              f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+        data, validation_data, report = load_data(env, args.data_dir, device)
+        print("{path}\n  source: {source}\n  {transitions:,} transitions in {episodes:,} episodes, "
+              "{validation_transitions:,} more for validation\n  rewards {reward_min:g} to {reward_max:g}, "
+              "{terminal_share:.2%} terminal, fingerprint {fingerprint}".format(**report))
+        for key, value in vars(args).items():
+            print(f"  {key:<20}{str(value):<24}{origin[key]}")
+        settings = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
+        digest = hashlib.sha256(json.dumps([env.name, settings, report["fingerprint"]], sort_keys=True).encode())
+        run = args.run_dir / f"{env.dataset.removesuffix('-v0')}-task{env.task}"
+        run = run / RUN_NAME.format(**vars(args), hash=digest.hexdigest()[:8]) / f"seed{args.seed}"
+        with lock_run(run, args.overwrite):
+            versions = {p: importlib.metadata.version(p) for p in ("torch", "numpy", "gymnasium", "mujoco", "ogbench")}
+            config = {"algorithm": ALGORITHM, "env": env._asdict(), "settings": asdict(args), "origin": origin,
+                      "data": report, "device": str(device), "versions": versions}
+            (run / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+            if args.track:
+                import wandb
+                wandb.init(project="drol", id="-".join(run.parts[-2:]), name=str(run), config=config, dir=run,
+                           resume="allow", sync_tensorboard=True)
+            print(run)
+            number = train(args, env, run, run.parts[-3:], data, validation_data, device)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    if number:
+        sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
