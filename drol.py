@@ -1,11 +1,11 @@
-"""DROL, Dynamic Routing for Offline RL (arXiv 2604.22229), in one file. Its baseline FQL is the same file: fql.py.
+"""DROL, Dynamic Routing for Offline RL (arXiv 2604.22229), in one file; fql.py is its baseline, likewise.
 
     $ python drol.py --env-id humanoidmaze-medium --k 16
 
-A one-step actor f(s, z) turns a state s and a latent z into an action. For each state K latents become K candidate
-actions, the dataset action is routed to the nearest one, and only that winner is cloned and guided by the critic.
-Routing is redone at every update, so a candidate that comes nearer takes over: the support of the data is kept, and
-no candidate is tied to one target for good. Acting takes one latent and one pass; K plays no part in it.
+A one-step actor f(s, z) turns a state s and a latent z into an action. For each state, K latents become K
+candidate actions, the dataset action is routed to the nearest one, and only that winner is cloned and guided
+by the critic. Routing is redone at every update, so a candidate that comes nearer takes over: the support of
+the data is kept, and no candidate is tied to one target for good. Acting takes one latent and one pass.
 
 One update, from a batch (s, a, r, m, s') of the dataset, m = 0 where s' must not be bootstrapped from:
 
@@ -20,8 +20,8 @@ One update, from a batch (s, a, r, m, s') of the dataset, m = 0 where s' must no
   6. step        one Adam step on L_critic + L_actor, both at the same parameters;                 update
                  Qbar <- Qbar + tau * (Q - Qbar), Q from before that step
 
-No gradient reaches a loser and argmin has none, so candidates need no graph, and only the winner's latent is run
-again with one: the gradient of differentiating all K, at a fraction of the work.
+No gradient reaches a loser and argmin has none, so candidates need no graph, and only the winner's latent is
+run again with one: the gradient of differentiating all K, at a fraction of the work.
 """
 
 import copy
@@ -66,7 +66,7 @@ class Args:
     k: int = 16  # candidates a state; 16 is the paper's DROL(16). Tune bc_coef first, then k
     bc_coef: float | None = None  # weight of cloning against the Q term; unset: the family's published value
     discount: float | None = None  # discount factor; unset: the family's published value
-    q_agg: Literal["mean", "min"] | None = None  # joins the target critics; unset: the family's published value
+    q_agg: Literal["mean", "min"] | None = None  # joins the target critics; unset: the published way
     actor_q_agg: Literal["mean", "min"] = "min"  # joins the critics in the actor loss
     normalize_q: bool = True  # divide the Q term by the batch mean of |q|: bc_coef is free of Q's scale
     steps: int = 1_000_000  # gradient steps; a finished run that is given more goes on
@@ -74,13 +74,13 @@ class Args:
     lr: float = 3e-4  # Adam's learning rate
     tau: float = 0.005  # the target critic's update rate
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden widths of every network
-    eval_interval: int = 100_000  # updates between evaluations; the last is always evaluated. Changes no weight
+    eval_interval: int = 100_000  # updates between evaluations, which change no weight; the end is one too
     eval_episodes: int = 50  # episodes an evaluation
-    eval_envs: int = 10  # environments, a process each, that share the episodes; scores depend on it slightly
+    eval_envs: int = 10  # environments, a process each, that share the episodes; part of their seeds
     log_interval: int = 5_000  # updates between rows of train.csv
     checkpoint_interval: int = 10_000  # updates between checkpoints; Ctrl-C and SIGTERM save one as well
     snapshot_interval: int = 0  # updates between checkpoints that are kept, for figures; 0: none
-    data_dir: Path = Path(ogbench.utils.DEFAULT_DATASET_DIR)  # folder of datasets; missing ones are downloaded
+    data_dir: Path = Path(ogbench.utils.DEFAULT_DATASET_DIR)  # datasets; a missing one is downloaded
     run_dir: Path = Path("runs")  # folder of the runs
     device: str = "auto"  # auto (the GPU if it works), cpu, cuda or cuda:N
     compile: bool = False  # run the losses through torch.compile
@@ -100,58 +100,57 @@ PRESETS = {
     "scene": ("play", 2, 0.99, "mean", 3.0),
     "puzzle-3x3": ("play", 4, 0.99, "mean", 0.3),
     "puzzle-4x4": ("play", 4, 0.99, "mean", 10.0),
-    "pointmaze": ("navigate", 1, 0.995, "mean", 0.3),  # ours: none is published
+    "pointmaze": ("navigate", 1, 0.995, "mean", 0.3),  # ours
 }
 PRESET_FLAGS = ("discount", "q_agg", "bc_coef")
 ALGORITHM, RUN_NAME = "drol", "drol-k{k}-{hash}"
 # Settings that change no number of a run, and so have no part in its folder's name:
 NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
               "data_dir", "run_dir", "device", "compile", "overwrite", "track"}
-Env = namedtuple("Env", "name family dataset task tasks preset")  # name: cube-single-play-singletask-task2-v0
+Env = namedtuple("Env", "name family dataset task preset")  # name: cube-single-play-singletask-task2-v0
+TASKS = 5  # of each OGBench family
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message says how. The command line prints it without a traceback."""
+    """A mistake that the user can mend; the message says how, and the command line prints only that."""
 
 
 def find_env(env_id, task=None):
     """The Env that an id and a task name. Raises UserError where there is none."""
     pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task(\d+))?-v0)?"
     family, kind, named_task = re.fullmatch(pattern, env_id).groups()
-    known = {id.split("-singletask")[0] for id in gymnasium.registry if re.fullmatch("(?!visual).*-singletask-v0", id)}
+    known = [re.fullmatch("(?!visual)(.*)-singletask-v0", name) for name in gymnasium.registry]
+    known = [match[1] for match in known if match]
     if family not in known:
         near = ", ".join(difflib.get_close_matches(family, known, n=3, cutoff=0))
         raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
-    preset = [name for name in PRESETS if name == family or name.split("-")[0] == family.split("-")[0]]
-    preset = family if family in preset else preset[-1]
-    default_kind, default_task = PRESETS[preset][:2]
-    kinds = ("play", "noisy") if default_kind == "play" else ("navigate", "stitch", "explore")
-    kind = kind or default_kind
-    if kind not in kinds:
-        raise UserError(f"--env-id {env_id}: the datasets of {family} are {', '.join(kinds)}")
+    relatives = [row for row in PRESETS if row.split("-")[0] == family.split("-")[0]]
+    preset = family if family in PRESETS else relatives[-1]
+    dataset = f"{family}-{kind or PRESETS[preset][0]}"
     if named_task and task not in (None, int(named_task)):
         raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
-    task = int(named_task) if named_task else default_task if task is None else task
-    tasks = sum(id.startswith(f"{family}-singletask-task") for id in gymnasium.registry)
-    if not 1 <= task <= tasks:
-        raise UserError(f"--task {task}: {family} has the tasks 1 to {tasks}")
-    return Env(f"{family}-{kind}-singletask-task{task}-v0", family, f"{family}-{kind}-v0", task, tasks, preset)
+    task = int(named_task) if named_task else PRESETS[preset][1] if task is None else task
+    if not 1 <= task <= TASKS:
+        raise UserError(f"--task {task}: {family} has the tasks 1 to {TASKS}")
+    return Env(f"{dataset}-singletask-task{task}-v0", family, f"{dataset}-v0", task, preset)
 
 
 def resolve(args):
-    """Checks args and fills what is unset from the preset. Returns a copy, the Env, and each setting's origin."""
+    """Checks args and fills in the preset. Returns a new Args, its Env, and where each setting came from."""
     env, args = find_env(args.env_id, args.task), copy.copy(args)
-    origin = {f.name: "default" if getattr(args, f.name) == f.default else "command line" for f in fields(Args)}
+    given = {field.name: getattr(args, field.name) != field.default for field in fields(Args)}
+    origin = {flag: "command line" if given[flag] else "default" for flag in given}
+    published = "published for" if env.family in PRESETS else "not published; as for"
     for flag, value in zip(PRESET_FLAGS, PRESETS[env.preset][2:], strict=True):
         if getattr(args, flag) is None:
             setattr(args, flag, value)
-            origin[flag] = f"published for {env.family}" if env.family == env.preset else \
-                f"none is published for {env.family}: as {env.preset}"
+            origin[flag] = f"{published} {env.preset}"
     args.task, args.data_dir, args.run_dir = env.task, args.data_dir.expanduser(), args.run_dir.expanduser()
     for flags, low, high in [
         ("lr tau discount", 0, 1),
         ("seed bc_coef snapshot_interval", 0, 1e9),
-        ("k steps batch_size hidden_dims eval_interval eval_episodes eval_envs log_interval checkpoint_interval", 1, 1e9),
+        ("k steps batch_size hidden_dims log_interval checkpoint_interval", 1, 1e9),
+        ("eval_interval eval_episodes eval_envs", 1, 1e9),
     ]:
         for flag in flags.split():
             values = getattr(args, flag) if flag == "hidden_dims" else [getattr(args, flag)]
@@ -166,21 +165,24 @@ def resolve(args):
 
 
 class Episode(gymnasium.Wrapper):
-    """Makes an episode a function of its seed alone; once it has ended, stands still at no cost."""
+    """Makes an episode a function of its seed alone, sums it up in its last info, and then stands still."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from NumPy's global generator and from the action space
         self.env.unwrapped.action_space.seed(seed)
-        self.last = None
+        self.last, self.rewards = None, []
         return self.env.reset(seed=seed)[0], {}
 
     def step(self, action):
-        if self.last is not None:
+        if self.last:
             return self.last
-        *step, info = self.env.step(action)  # observation, reward, terminated, truncated
-        if step[2] or step[3]:
-            self.last = *step, {"score": 100.0 * float(info["success"])}
-        return self.last or (*step, {})
+        *result, info = self.env.step(action)  # observation, reward, terminated, truncated
+        self.rewards.append(result[1])
+        if not (result[2] or result[3]):
+            return *result, {}
+        summary = {"score": 100.0 * info["success"], "return": sum(self.rewards), "length": len(self.rewards)}
+        self.last = *result, summary
+        return self.last
 
 
 def make_env(name):
@@ -206,8 +208,7 @@ def read_split(path, env, sample_env):
             if not len(value) or value.shape[1:] != dims.get(key.removeprefix("next_"), ()):
                 raise ValueError(f"the shape {value.shape} of '{key}' does not fit {env.name}")
     except Exception as error:  # whatever a broken file makes its readers raise
-        raise UserError(f"dataset {path} is not usable: {error}; replace it, or delete it and it is downloaded "
-                        f"anew") from error
+        raise UserError(f"dataset {path} is not usable: {error}; delete it to download it anew") from error
     np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5, out=data["actions"])
     return data
 
@@ -236,8 +237,9 @@ def load_data(env, data_dir, device):
               "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
               "terminal_share": float(np.mean(train["masks"] == 0))}
     validation.pop("terminals")
-    to_device = lambda split: {key: torch.from_numpy(value).to(device) for key, value in split.items()}
-    return to_device(train), to_device(validation), report
+    train, validation = ({key: torch.from_numpy(value).to(device) for key, value in split.items()}
+                         for split in (train, validation))
+    return train, validation, report
 
 
 def sample_batch(data, batch_size, generator):
@@ -250,7 +252,7 @@ def sample_batch(data, batch_size, generator):
 
 
 class MLP(nn.Sequential):
-    """Inputs (..., D_i), joined, to (..., out_dim). A hidden width: Linear, GELU (tanh form), LayerNorm if asked."""
+    """Joins its inputs (..., D_i). A hidden width: Linear, GELU in its tanh form and, if asked, LayerNorm."""
 
     def __init__(self, in_dim, hidden_dims, out_dim, layer_norm, generator):
         layers = []
@@ -301,10 +303,8 @@ def sample_latents(*shape, generator):
 
 def sample_noise(batch_size, action_dim, args, generator):
     """All that is random in one update."""
-    return {
-        "next_latents": sample_latents(batch_size, action_dim, generator=generator),  # (B, A)
-        "latents": sample_latents(batch_size, args.k, action_dim, generator=generator),  # (B, K, A)
-    }
+    return {"next_latents": sample_latents(batch_size, action_dim, generator=generator),  # (B, A)
+            "latents": sample_latents(batch_size, args.k, action_dim, generator=generator)}  # (B, K, A)
 
 
 @torch.no_grad()
@@ -374,53 +374,50 @@ def update(networks, optimizer, batch, noise, args, losses=losses):
         for target, source in zip(networks["target_critic"].parameters(), networks["critic"].parameters()):
             target.lerp_(source, args.tau)
     optimizer.step()
-    return metrics
+    return {key: value.detach() for key, value in metrics.items()}
 
 
 @torch.no_grad()
-def diagnostics(networks, batch, noise, generator):
-    """How the candidates lie, per action dimension; computed only when logged. Spread is 0 at K = 1."""
+def diagnostics(actor, batch, noise):
+    """How the candidates lie, per action dimension; computed only when logged. Distances are 0 at K = 1."""
     s, a, (B, K, A) = batch["observations"], batch["actions"], noise["latents"].shape
-    candidates = sample_candidates(networks["actor"], s, noise["latents"])  # (B, K, A)
+    candidates = sample_candidates(actor, s, noise["latents"])  # (B, K, A)
     # spread = mean_k |a_k - mean_j a_j|^2 / A; over the ordered pairs the mean is 2K / (K - 1) times that
     spread = candidates.var(1, correction=0).mean()
     winner_share = torch.bincount(route(candidates, a), minlength=K) / B
-    return {
-        "candidate_spread": spread,
-        "pairwise_distance": (spread * 2 * K / max(K - 1, 1)).sqrt(),
-        "winner_entropy": torch.special.entr(winner_share).sum(),
-        "mse": (act(networks["actor"], s, A, generator) - a).square().mean(),
-    }
+    fresh = actor(s, noise["next_latents"]).clamp(-1, 1)
+    return {"candidate_spread": spread, "pairwise_distance": (spread * 2 * K / max(K - 1, 1)).sqrt(),
+            "winner_entropy": torch.special.entr(winner_share).sum(), "mse": (fresh - a).square().mean()}
 
 
 @torch.no_grad()
-def act(actor, s, action_dim, generator):
-    """Actions (..., A) in [-1, 1] for observations (..., O): one latent, one pass."""
-    return actor(s, sample_latents(*s.shape[:-1], action_dim, generator=generator)).clamp(-1, 1)
+def act(actor, observation, action_dim, generator):
+    """Actions (..., A) in [-1, 1] for observations (..., O), NumPy on both sides: one latent, one pass."""
+    s = torch.as_tensor(observation, dtype=torch.float32, device=generator.device)
+    z = sample_latents(*s.shape[:-1], action_dim, generator=generator)
+    return actor(s, z).clamp(-1, 1).cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------- evaluation and records
 
 
+def make_seed(*key):
+    """A seed from a tuple of integers."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
 def make_generator(device, *key):
-    """A random generator seeded by integers: each purpose has its own, and none disturbs another."""
-    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-
-
-def make_policy(actor, action_dim, generator):
-    """A function from observations, (O,) or (B, O), to actions, (A,) or (B, A), NumPy on both sides."""
-    def policy(observation):
-        s = torch.as_tensor(observation, dtype=torch.float32, device=generator.device)
-        return act(actor, s, action_dim, generator).cpu().numpy()
-    return policy
+    """A random generator from a tuple of integers: each purpose has its own, and none disturbs another."""
+    return torch.Generator(device).manual_seed(make_seed(*key))
 
 
 def load_policy(path, device="cpu", seed=0):
-    """The policy (see make_policy) of a checkpoint. Raises UserError where the file is of no use."""
-    saved = load_checkpoint(Path(path), device)
+    """A checkpoint's policy: a function from observations to actions (see act). Raises UserError."""
+    saved = load_checkpoint(path, device)
     networks = make_networks(*saved["dims"], torch.Generator()).to(device)
     networks.load_state_dict(saved["networks"])
-    return make_policy(networks["actor"], saved["dims"][1], make_generator(device, seed))
+    generator = make_generator(device, seed)
+    return lambda observation: act(networks["actor"], observation, saved["dims"][1], generator)
 
 
 def make_eval_envs(name, count):
@@ -432,66 +429,46 @@ def make_eval_envs(name, count):
 def evaluate(policy, envs, episodes, key, stop=()):
     """Plays episodes, each environment a fixed share, each episode seeded by (*key, environment, episode).
 
-    Returns the means over them, or None as soon as stop holds something. Scores: OGBench's success in %.
+    Returns means over the episodes, or None as soon as stop holds something. score: OGBench's success in %.
     """
     count = envs.num_envs
     share = episodes // count + (np.arange(count) < episodes % count)
-    played, returns, lengths = np.zeros((3, count))
-    finished, fresh = [], np.ones(count, bool)  # (score, return, length) of each episode; who is to be reset
+    played, fresh, finished = np.zeros(count, int), np.ones(count, bool), []
     while (played < share).any():
         if stop:
             return None
-        if fresh.any():
-            keys = [(*key, i, int(played[i])) for i in range(count)]
-            seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
+        if fresh.any():  # the others play on, or stand still once they have played their share
+            seeds = [make_seed(*key, i, episode) for i, episode in enumerate(played.tolist())]
             observations, _ = envs.reset(seed=seeds, options={"reset_mask": fresh})
-            returns[fresh], lengths[fresh] = 0, 0
-        observations, rewards, terminated, truncated, info = envs.step(policy(observations))
-        returns, lengths = returns + rewards, lengths + 1
+        observations, _, terminated, truncated, info = envs.step(policy(observations))
         ended = (terminated | truncated) & (played < share)
-        finished += [(info["score"][i], returns[i], lengths[i]) for i in np.flatnonzero(ended)]
+        finished += [(info["score"][i], info["return"][i], info["length"][i]) for i in np.flatnonzero(ended)]
         played += ended
-        fresh = ended & (played < share)  # those that have played their share stand still
-    scores, returns, lengths = np.array(finished).T
-    return {"score": scores.mean(), "return_mean": returns.mean(), "return_std": returns.std(),
-            "length_mean": lengths.mean()}
-
-
-def write_rows(path, rows, mode):
-    """Writes ("w", with a header) or appends ("a") rows, dicts of equal keys, to a CSV file."""
-    with open(path, mode, newline="") as file:
-        writer = csv.DictWriter(file, rows[0] if rows else [], lineterminator="\n")
-        if mode == "w":
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def save_checkpoint(path, content):
-    """torch.save under another name first, so that a file of this name is always whole."""
-    torch.save(content, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
+        fresh = ended & (played < share)
+    score, total, length = np.array(finished, float).T
+    return {"score": score.mean(), "return": total.mean(), "return_std": total.std(), "length": length.mean()}
 
 
 def load_checkpoint(path, device):
-    """What save_checkpoint wrote. Raises UserError where it cannot be read or is another algorithm's."""
+    """A checkpoint as a dict. Raises UserError where it is not one of this algorithm's."""
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        algorithm = saved["algorithm"]
+        if saved["algorithm"] != ALGORITHM:
+            raise ValueError(f"made by {saved['algorithm']}.py")
+        return saved
     except Exception as error:  # whatever a broken file makes torch raise
-        raise UserError(f"checkpoint {path} is missing or damaged; restore it, or give --overwrite to train "
-                        f"anew") from error
-    if algorithm != ALGORITHM:
-        raise UserError(f"checkpoint {path} was made by {algorithm}.py, and this is {ALGORITHM}.py")
-    return saved
+        raise UserError(f"checkpoint {path} is missing, damaged or not of {ALGORITHM}.py: restore it, or "
+                        f"train anew with --overwrite") from error
 
 
 def lock_run(run, overwrite):
-    """Makes the run's folder, empties it if told to, and keeps other processes out as long as the result is held."""
+    """Makes the run's folder, afresh if told to, and keeps other processes out while the result is held."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(run / "lock").acquire(timeout=0)
-        for old in [path for path in run.iterdir() if overwrite and path.name != "lock"]:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        run.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{run}.lock").acquire(timeout=0)
+        if overwrite and run.exists():
+            shutil.rmtree(run)
+        run.mkdir(exist_ok=True)
         return lock
     except filelock.Timeout as error:
         raise UserError(f"run folder {run} is in use by another process; wait for it or stop it") from error
@@ -510,8 +487,8 @@ def pick_device(wanted):
         if wanted != "auto":
             raise UserError(f"--device {wanted} does not work ({error}); give auto, cpu or cuda") from error
     if shutil.which("nvidia-smi"):
-        print("WARNING: torch cannot use this machine's NVIDIA card, so training is slow: install the torch build "
-              "that fits its driver (README, Install)")
+        print("WARNING: torch cannot use this machine's NVIDIA card, and the CPU is slow.\n"
+              "WARNING: Install the torch build that fits the card's driver (README, Install).")
     return torch.device("cpu")
 
 
@@ -521,61 +498,66 @@ def compile_losses(device):
         torch.compile(torch.sin)(torch.ones(1, device=device))
         return torch.compile(losses)
     except Exception as error:
-        print(f"--compile found no working compiler ({type(error).__name__}) and is left out")
+        print(f"--compile is left out: no working compiler ({type(error).__name__})")
         return losses
 
 
-def train(args, env, run, identity, data, validation_data, device):
-    """Trains, evaluates and records a run, from its checkpoint if it has one. Returns the signal that ended it."""
+def train(args, env, run, data, validation_data, device):
+    """Trains, evaluates and records a run, from its checkpoint if any. Returns the signal that ended it or 0."""
     dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
     networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
-    optimizer = torch.optim.Adam([p for p in networks.parameters() if p.requires_grad], lr=args.lr, fused=True)
-    generators = {"batch": make_generator(device, args.seed, 1), "noise": make_generator(device, args.seed, 2)}
-    step, seconds, rows = 0, 0.0, {"train": [], "eval": []}
-    if (run / "checkpoint.pt").exists():
-        saved = load_checkpoint(run / "checkpoint.pt", device)
+    trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=args.lr, fused=True)
+    generators = {name: make_generator(device, args.seed, i) for i, name in enumerate(("batch", "noise"), 1)}
+    step, seconds, rows, identity = 0, 0.0, {"train": [], "eval": []}, "/".join(run.parts[-3:])
+    checkpoint = run / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = load_checkpoint(checkpoint, device)
         if saved["identity"] != identity:
-            raise UserError(f"checkpoint {run / 'checkpoint.pt'} is of {' '.join(saved['identity'])}, not of "
-                            f"{' '.join(identity)}; move it away, or give --overwrite to train anew")
+            raise UserError(f"checkpoint {checkpoint} is of another run, {saved['identity']}: move it away, "
+                            f"or train anew with --overwrite")
         networks.load_state_dict(saved["networks"])
         optimizer.load_state_dict(saved["optimizer"])
         for name, generator in generators.items():
             generator.set_state(saved["generators"][name].cpu())
         step, seconds, rows = saved["step"], saved["seconds"], saved["rows"]
         print(f"resumed at update {step:,}")
-    for name in rows:  # without what was written after the checkpoint
-        write_rows(run / f"{name}.csv", rows[name], "w")
-    writer, start, envs, stop = SummaryWriter(run, purge_step=step + 1), time.perf_counter() - seconds, None, []
     losses_used = compile_losses(device) if args.compile else losses
+    envs, stop, start = None, [], time.perf_counter() - seconds
     handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    board = SummaryWriter(run, purge_step=step + 1)
     bar = tqdm(total=args.steps, initial=step, unit=" updates", dynamic_ncols=True, disable=None)
 
     def record(name, row):
         rows[name].append({"step": step, **row})
-        write_rows(run / f"{name}.csv", rows[name][-1:], "a" if len(rows[name]) > 1 else "w")
+        with open(run / f"{name}.csv", "w", newline="") as file:  # whole: a resumed run takes rows back
+            writer = csv.DictWriter(file, rows[name][0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows[name])
         for key, value in row.items():
-            writer.add_scalar(f"{name}/{key}", value, step)
+            board.add_scalar(f"{name}/{key}", value, step)
 
-    def save(path=run / "checkpoint.pt"):
-        save_checkpoint(path, {
-            "algorithm": ALGORITHM, "env": env.name, "identity": identity, "dims": dims, "step": step, "rows": rows,
-            "seconds": time.perf_counter() - start, "networks": networks.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generators": {name: generator.get_state() for name, generator in generators.items()}})
+    def save():
+        content = {"algorithm": ALGORITHM, "env": env.name, "identity": identity, "dims": dims, "step": step,
+                   "seconds": time.perf_counter() - start, "rows": rows, "networks": networks.state_dict(),
+                   "optimizer": optimizer.state_dict(),
+                   "generators": {name: generator.get_state() for name, generator in generators.items()}}
+        torch.save(content, run / "checkpoint.partial")
+        os.replace(run / "checkpoint.partial", checkpoint)  # so that a file of this name is always whole
 
     try:
         while not stop:
             evaluated = not step or any(row["step"] == step for row in rows["eval"])
             if not evaluated and (step % args.eval_interval == 0 or step >= args.steps):
                 envs = envs or make_eval_envs(env.name, min(args.eval_envs, args.eval_episodes))
-                policy = make_policy(networks["actor"], dims[1], make_generator(device, args.seed, 3, step))
+                generator = make_generator(device, args.seed, 3, step)
+                policy = lambda observation: act(networks["actor"], observation, dims[1], generator)
                 result = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
                 if result is None:
                     break
                 record("eval", result)
                 save()
-                tqdm.write(f"update {step:>9,}  score {result['score']:5.1f}  return {result['return_mean']:8.1f}"
-                           f"  length {result['length_mean']:6.1f}")
+                tqdm.write(f"update {step:>9,}  " + "  ".join(f"{key} {x:7.1f}" for key, x in result.items()))
             if step >= args.steps:
                 break
             batch = sample_batch(data, args.batch_size, generators["batch"])
@@ -583,36 +565,39 @@ def train(args, env, run, identity, data, validation_data, device):
             logged = {}
             if (step + 1) % args.log_interval == 0:  # at the parameters that the update starts from
                 generator = make_generator(device, args.seed, 4, step)
-                logged = diagnostics(networks, batch, noise, generator)
                 held_out = sample_batch(validation_data, args.batch_size, generator)
                 with torch.no_grad():
                     _, metrics = losses(networks, held_out, noise, args)
-                logged |= {f"val_{key}": value for key, value in metrics.items()}
+                logged = {f"val_{key}": value for key, value in metrics.items()}
+                logged |= diagnostics(networks["actor"], batch, noise)
             metrics = update(networks, optimizer, batch, noise, args, losses_used)
             step += 1
             bar.update()
             if logged:
-                logged |= metrics
+                logged = metrics | logged
                 values = torch.stack(list(logged.values())).tolist()  # the one transfer from the device
                 record("train", {"seconds": time.perf_counter() - start, **dict(zip(logged, values))})
-            if args.snapshot_interval and step % args.snapshot_interval == 0:
-                (run / "snapshots").mkdir(exist_ok=True)
-                save(run / "snapshots" / f"step{step}.pt")
-            if step % args.checkpoint_interval == 0 or stop:
+            if step % args.checkpoint_interval == 0:
                 save()
+            if args.snapshot_interval and step % args.snapshot_interval == 0:
+                save()
+                (run / "snapshots").mkdir(exist_ok=True)
+                shutil.copy(checkpoint, run / "snapshots" / f"step{step}.pt")
+        if stop:
+            save()
     finally:
         bar.close()
-        writer.close()
+        board.close()
         if envs:
             envs.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if stop:
-        print(f"stopped at update {step:,}, saved; the same command goes on from there")
+        print(f"stopped at update {step:,} and saved; the same command goes on from there")
         return stop[0]
     scores = [row["score"] for row in rows["eval"]][-3:]
-    print(f"finished at update {step:,}: score {np.mean(scores):.1f}, the mean success rate in % of the last "
-          f"{len(scores)} evaluations, on task {env.task} of {env.tasks}\n{run}")
+    print(f"finished at update {step:,}: score {np.mean(scores):.1f}, the success rate in % over the last "
+          f"{len(scores)} evaluations,\non task {env.task} of {TASKS}; published figures are means over all {TASKS}")
     return 0
 
 
@@ -624,30 +609,29 @@ def main(argv=None):
         device = pick_device(args.device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
-        print(f"{ALGORITHM.upper()} on {env.name}, task {env.task} of {env.tasks} "
-              f"(published figures are means over a family's tasks)\n"
+        print(f"{ALGORITHM.upper()} on {env.name}, task {env.task} of {TASKS}\n"
               f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
         data, validation_data, report = load_data(env, args.data_dir, device)
-        print("{path}\n  source: {source}\n  {transitions:,} transitions in {episodes:,} episodes, "
-              "{validation_transitions:,} more for validation\n  rewards {reward_min:g} to {reward_max:g}, "
-              "{terminal_share:.2%} terminal, fingerprint {fingerprint}".format(**report))
+        print("data: {path}, {source}\n{transitions:,} transitions in {episodes:,} episodes, "
+              "{validation_transitions:,} for validation; rewards {reward_min:g} to {reward_max:g}, "
+              "{terminal_share:.2%} terminal; fingerprint {fingerprint}".format(**report))
         for key, value in vars(args).items():
-            print(f"  {key:<20}{str(value):<24}{origin[key]}")
-        settings = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
-        digest = hashlib.sha256(json.dumps([env.name, settings, report["fingerprint"]], sort_keys=True).encode())
+            print(f"  {key:<20}{value!s:<24}{origin[key]}")
+        hashed = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
+        digest = hashlib.sha256(json.dumps([env.name, report["fingerprint"], hashed]).encode()).hexdigest()
         run = args.run_dir / f"{env.dataset.removesuffix('-v0')}-task{env.task}"
-        run = run / RUN_NAME.format(**vars(args), hash=digest.hexdigest()[:8]) / f"seed{args.seed}"
+        run = run / RUN_NAME.format(**hashed, hash=digest[:8]) / f"seed{args.seed}"
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "mujoco", "ogbench")}
+        config = {"algorithm": ALGORITHM, "env": env._asdict(), "settings": asdict(args), "origin": origin,
+                  "data": report, "device": str(device), "versions": versions}
         with lock_run(run, args.overwrite):
-            versions = {p: importlib.metadata.version(p) for p in ("torch", "numpy", "gymnasium", "mujoco", "ogbench")}
-            config = {"algorithm": ALGORITHM, "env": env._asdict(), "settings": asdict(args), "origin": origin,
-                      "data": report, "device": str(device), "versions": versions}
             (run / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+            print(run)
             if args.track:
                 import wandb
                 wandb.init(project="drol", id="-".join(run.parts[-2:]), name=str(run), config=config, dir=run,
                            resume="allow", sync_tensorboard=True)
-            print(run)
-            number = train(args, env, run, run.parts[-3:], data, validation_data, device)
+            number = train(args, env, run, data, validation_data, device)
     except (UserError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     if number:
