@@ -129,7 +129,10 @@ def find_env(env_id, task=None):
     dataset = f"{family}-{kind or PRESETS[preset][0]}"
     if named_task and task not in (None, int(named_task)):
         raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
-    task = int(named_task) if named_task else PRESETS[preset][1] if task is None else task
+    task = int(named_task) if named_task else task
+    if task is None:
+        default = f"{dataset}-singletask-v0"
+        task = PRESETS[family][1] if family in PRESETS else make_env(default).unwrapped._reward_task_id
     if not 1 <= task <= TASKS:
         raise UserError(f"--task {task}: {family} has the tasks 1 to {TASKS}")
     return Env(f"{dataset}-singletask-task{task}-v0", family, f"{dataset}-v0", task, preset)
@@ -231,7 +234,7 @@ def load_data(env, data_dir, device):
     digest = hashlib.sha256()
     for key in ("observations", "actions", "rewards", "masks"):
         digest.update(np.ascontiguousarray(train[key]))
-    report = {"path": str(path), "source": str(np.load(path).get("source", "official")),
+    report = {"path": str(path), "source": str(np.load(path).get("source", "official OGBench file")),
               "fingerprint": digest.hexdigest()[:16], "episodes": int(train.pop("terminals").sum()),
               "transitions": len(train["rewards"]), "validation_transitions": len(validation["rewards"]),
               "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
@@ -445,8 +448,8 @@ def evaluate(policy, envs, episodes, key, stop=()):
         finished += [(info["score"][i], info["return"][i], info["length"][i]) for i in np.flatnonzero(ended)]
         played += ended
         fresh = ended & (played < share)
-    score, total, length = np.array(finished, float).T
-    return {"score": score.mean(), "return": total.mean(), "return_std": total.std(), "length": length.mean()}
+    (score, total, length), std = np.mean(finished, 0).tolist(), np.std(finished, 0).tolist()[1]
+    return {"score": score, "return": total, "return_std": std, "length": length}
 
 
 def load_checkpoint(path, device):

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Experiments, one command each. Every run continues where it was, so a command that was cut off is given again.
+#
+#   bash run_all.sh demo    from nothing but Python to a trained policy: environment, data, training, score
+#   bash run_all.sh test    environment and tests
+set -euo pipefail
+cd "$(dirname "$0")"
+
+usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; }
+
+# A virtual environment in .venv with requirements.txt, made once and again when requirements.txt changes.
+setup() {
+    if ! cmp -s requirements.txt .venv/installed; then
+        local python
+        for python in python3.11 python3.12 python3 ""; do
+            "$python" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && break
+        done
+        [ -n "$python" ] || { echo "error: Python 3.11 or 3.12 is needed (mujoco 3.4 has no build for others); install one" >&2; exit 1; }
+        echo "installing requirements.txt into .venv (log: .venv/install.log) ..."
+        "$python" -m venv .venv || { echo "error: $python cannot make a virtual environment; install its venv package" >&2; exit 1; }
+        .venv/bin/python -m pip install -r requirements.txt >.venv/install.log 2>&1 ||
+            { tail -n 5 .venv/install.log >&2; echo "error: pip failed; the whole log is .venv/install.log" >&2; exit 1; }
+        cp requirements.txt .venv/installed
+    fi
+    python=$PWD/.venv/bin/python
+}
+
+demo() {
+    setup
+    "$python" tools/collect.py --env-id cube-single --episodes 100 --data-dir data
+    "$python" drol.py --env-id cube-single --k 16 --data-dir data --steps 40000 --eval-interval 5000 \
+        --hidden-dims 128 128 128 --batch-size 128 --log-interval 1000 "$@"
+}
+
+case ${1:-} in
+    demo) demo "${@:2}" ;;
+    test) setup && "$python" -m pytest -q "${@:2}" test_drol.py ;;
+    *) usage; exit 2 ;;
+esac

@@ -1,0 +1,797 @@
+"""Tests of drol.py, fql.py and tools/: bash run_all.sh test, or python -m pytest -q test_drol.py
+
+The parity tests read every <program>_*.npz in testdata/parity, or in the folder that PARITY_DIR names.
+"""
+
+import ast
+import csv
+import inspect
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import filelock
+import gymnasium
+import numpy as np
+import ogbench
+import pytest
+import torch
+
+import drol
+from tools import collect
+
+ROOT = Path(__file__).parent
+PARITY = Path(os.environ.get("PARITY_DIR", ROOT / "testdata" / "parity"))
+PROGRAMS = {"drol": drol}
+every_program = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+SMALL = ["--hidden-dims", "16", "16", "--batch-size", "32", "--log-interval", "10", "--eval-envs", "2",
+         "--eval-episodes", "2", "--device", "cpu"]
+
+
+# ------------------------------------------------------------------------------------------------- helpers
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A small pointmaze-medium dataset, made by the real collector."""
+    folder = tmp_path_factory.mktemp("data")
+    collect.main(["--env-id", "pointmaze-medium", "--episodes", "2", "--data-dir", str(folder), "--jobs", "2"])
+    return folder
+
+
+def command(data_dir, run_dir, *flags):
+    return ["--env-id", "pointmaze-medium", "--data-dir", str(data_dir), "--run-dir", str(run_dir), "--steps", "20",
+            *SMALL, *map(str, flags)]
+
+
+def run_of(run_dir):
+    """The one run folder below run_dir."""
+    (config,) = Path(run_dir).glob("*/*/*/config.json")
+    return config.parent
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["networks"]
+
+
+def assert_same_weights(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def failing(program, capsys, args, *words):
+    """Runs the program, which must exit with 1 and one line on stderr that holds all the words."""
+    with pytest.raises(SystemExit) as exit:
+        program.main(args)
+    message = str(exit.value)
+    assert message.startswith("error: ") and "\n" not in message, message
+    for word in words:
+        assert str(word) in message, message
+    capsys.readouterr()
+
+
+def random_batch(batch_size, observation_dim, action_dim, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.rand(*shape, generator=g) * 2 - 1
+    return {"observations": rand(batch_size, observation_dim), "actions": rand(batch_size, action_dim),
+            "next_observations": rand(batch_size, observation_dim), "rewards": rand(batch_size),
+            "masks": (rand(batch_size) > -0.8).float()}
+
+
+# -------------------------------------------------------------------------------------- settings and presets
+
+
+def published_rows(algorithm, benchmark):
+    rows = read(ROOT / "testdata" / "published_settings.csv")
+    return [row for row in rows if row["method"] == algorithm and row["benchmark"] == benchmark]
+
+
+@every_program
+def test_ogbench_settings_are_the_published_ones(program):
+    rows = published_rows(program.ALGORITHM, "ogbench")
+    assert len(rows) == {"drol": 100, "fql": 50}[program.ALGORITHM]
+    for row in rows:
+        flags = ["--k", row["k"]] if row["suite"] == "DROL*" else []
+        args, env, _ = program.resolve(program.tyro.cli(program.Args, args=[
+            "--env-id", row["family"], "--task", row["task"], *flags]))
+        assert env.name == row["full_name"]
+        assert (args.q_agg, args.discount, args.steps) == (row["q_agg"], float(row["discount"]), int(row["steps"]))
+        for name in ("k", "bc_coef", "alpha"):
+            if row[name]:
+                assert getattr(args, name) == float(row[name]), (row, name)
+        assert (args.lr, args.batch_size, args.tau, args.hidden_dims) == (3e-4, 256, 0.005, (512,) * 4)
+        assert (args.eval_interval, args.eval_episodes) == (100_000, 50)
+        by_full_name = program.find_env(row["full_name"])
+        assert by_full_name == env
+
+
+@every_program
+def test_default_tasks_are_ogbenchs(program):
+    families = [id.removesuffix("-singletask-v0") for id in gymnasium.registry if id.endswith("-singletask-v0")]
+    families = [family for family in families if "visual" not in family and family != "humanoidmaze-teleport"]
+    assert len(families) == 23
+    for family in families:
+        env = program.find_env(family)
+        single = gymnasium.make(f"{family}-singletask-v0")
+        assert (env.task, program.TASKS) == (single.unwrapped._reward_task_id, single.unwrapped.num_tasks), family
+        single.close()
+
+
+@every_program
+def test_settings_origin_and_unpublished_families(program):
+    args, env, origin = program.resolve(program.Args(env_id="cube-triple", seed=3))
+    assert env.name == "cube-triple-play-singletask-task2-v0" and origin["seed"] == "command line"
+    assert origin["discount"] == "not published; as for cube-double" and origin["lr"] == "default"
+    assert program.resolve(program.Args(env_id="cube-single"))[2]["discount"] == "published for cube-single"
+    assert program.find_env("cube-single-noisy").dataset == "cube-single-noisy-v0"
+    assert program.find_env("antmaze-medium-stitch-singletask-task4-v0").task == 4
+    assert args.data_dir == Path("~/.ogbench/data").expanduser()
+
+
+@every_program
+def test_every_setting_is_read(program):
+    tree = ast.parse(Path(program.__file__).read_text())
+    read_names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {field.name for field in program.fields(program.Args)} <= read_names
+    assert program.NOT_HASHED <= {field.name for field in program.fields(program.Args)}
+
+
+@every_program
+@pytest.mark.parametrize("flags, words", [
+    (["--env-id", "humanoid-medium"], ["--env-id humanoid-medium", "humanoidmaze-medium"]),
+    (["--env-id", "visual-cube-single-play-singletask-v0"], ["--env-id visual", "cube-single"]),
+    (["--task", "9"], ["--task 9", "1 to 5"]),
+    (["--task", "0"], ["--task 0", "1 to 5"]),
+    (["--env-id", "cube-single-play-singletask-task2-v0", "--task", "3"], ["--task 3", "contradicts"]),
+    (["--lr", "-1"], ["--lr -1", "0 to 1"]),
+    (["--lr", "nan"], ["--lr nan"]),
+    (["--discount", "1.5"], ["--discount 1.5", "0 to 1"]),
+    (["--tau", "-0.1"], ["--tau -0.1"]),
+    (["--steps", "0"], ["--steps 0", "1 to"]),
+    (["--seed", "-1"], ["--seed -1", "0 to"]),
+    (["--hidden-dims", "16", "0"], ["--hidden-dims", "1 to"]),
+    (["--eval-envs", "0"], ["--eval-envs 0"]),
+    (["--device", "cuda:7"], ["--device cuda:7", "auto"]),
+    (["--device", "gpu"], ["--device gpu", "auto"]),
+])
+def test_wrong_settings(program, capsys, data_dir, tmp_path, flags, words):
+    failing(program, capsys, command(data_dir, tmp_path, *flags), *words)
+    assert not list(tmp_path.iterdir())
+    program.resolve(program.tyro.cli(program.Args, args=command(data_dir, tmp_path)))
+
+
+@pytest.mark.parametrize("flags, words", [(["--k", "0"], ["--k 0", "1 to"]), (["--bc-coef", "-1"], ["--bc-coef -1"])])
+def test_wrong_drol_settings(capsys, data_dir, tmp_path, flags, words):
+    failing(drol, capsys, command(data_dir, tmp_path, *flags), *words)
+    drol.resolve(drol.tyro.cli(drol.Args, args=command(data_dir, tmp_path, flags[0], 1)))
+
+
+# ------------------------------------------------------------------------------------------------- parity
+
+
+def recorded_parameters(program_networks, record, root):
+    """{parameter: its recorded value}, for every parameter of the networks."""
+    values = {}
+    for name, network in program_networks.items():
+        members = list(network) if "critic" in name else [network]
+        for i, member in enumerate(members):
+            at = lambda key: torch.tensor(record[key][i] if "critic" in name else record[key])
+            linear = [layer for layer in member if isinstance(layer, torch.nn.Linear)]
+            norms = [layer for layer in member if isinstance(layer, torch.nn.LayerNorm)]
+            for j, layer in enumerate(linear):
+                values[layer.weight] = at(f"{root}/{name}/Dense_{j}/kernel").T
+                values[layer.bias] = at(f"{root}/{name}/Dense_{j}/bias")
+            for j, layer in enumerate(norms):
+                values[layer.weight] = at(f"{root}/{name}/LayerNorm_{j}/scale")
+                values[layer.bias] = at(f"{root}/{name}/LayerNorm_{j}/bias")
+    assert len(values) == len(list(program_networks.parameters()))
+    return values
+
+
+METRICS = {"actor_loss": "actor_loss", "bc_loss": "bc_loss", "q_loss": "q_loss", "q": "q",
+           "critic_loss": "critic/critic_loss", "flow_loss": "bc_flow_loss", "distill_loss": "distill_loss"}
+DIAGNOSTICS = {"candidate_spread": "candidate_divergence", "pairwise_distance": "candidate_pairwise_dist",
+               "winner_entropy": "best_idx_entropy"}
+
+
+@pytest.mark.parametrize("path", sorted(p for name in PROGRAMS for p in PARITY.glob(f"{name}_*.npz")),
+                         ids=lambda path: path.stem)
+def test_parity_with_the_released_code(path):
+    """Three updates through update(): losses 1e-5 relative, first gradients 1e-5 of the largest, parameters 1e-6."""
+    program, record = PROGRAMS[path.stem.split("_")[0]], np.load(path)
+    config = ast.literal_eval(str(record["config"]))
+    args = SimpleNamespace(**config, normalize_q=config["normalize_q_loss"])
+    networks = program.make_networks(config["obs_dim"], config["action_dim"], config["hidden_dims"], torch.Generator())
+    for parameter, value in recorded_parameters(networks, record, "init").items():
+        parameter.data.copy_(value)
+    trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=config["lr"], fused=True)
+    for step in range(3):
+        entries = lambda kind: {key.rsplit("/", 1)[1]: torch.tensor(record[key]) for key in record.files
+                                if key.startswith(f"step{step}/{kind}/")}
+        batch, noise = entries("batch"), entries("noise")
+        drawn = program.sample_noise(config["batch"], config["action_dim"], args, torch.Generator())
+        assert {key: value.shape for key, value in drawn.items()} == {key: x.shape for key, x in noise.items()}
+        metrics = program.diagnostics(networks["actor"], batch, noise)
+        metrics |= program.update(networks, optimizer, batch, noise, args)
+        if step == 0:
+            for parameter, value in recorded_parameters(networks, record, "grad0").items():
+                if parameter.requires_grad:
+                    assert (parameter.grad - value).abs().max() <= 1e-5 * value.abs().max()
+        compared = 0
+        for ours, theirs in (METRICS | DIAGNOSTICS).items():
+            if f"step{step}/info/{theirs}" in record and (ours != "bc_loss" or program is drol):
+                assert metrics[ours].item() == pytest.approx(float(record[f"step{step}/info/{theirs}"]), rel=1e-5), ours
+                compared += 1
+        assert compared == {"drol": 8, "fql": 6}[program.ALGORITHM]
+    for parameter, value in recorded_parameters(networks, record, "final").items():
+        assert (parameter - value).abs().max() <= 1e-6
+
+
+# ---------------------------------------------------------------------------------------------- algorithm
+
+
+@pytest.fixture
+def toy():
+    """Networks, a batch and latents with B = 32, K = 6, O = 5, A = 3."""
+    networks = drol.make_networks(5, 3, (32, 32), torch.Generator().manual_seed(0))
+    latents = drol.sample_latents(32, 6, 3, generator=torch.Generator().manual_seed(1))
+    return networks, random_batch(32, 5, 3), latents
+
+
+def test_critic_gets_no_gradient_from_the_actor_loss(toy):
+    networks, batch, latents = toy
+    loss, _ = drol.actor_loss(networks["actor"], networks["critic"], batch, latents, 1.0, "min", True)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in networks["critic"].parameters())
+    assert all(parameter.requires_grad for parameter in networks["critic"].parameters())
+    assert all(parameter.grad.abs().max() > 0 for parameter in networks["actor"].parameters())
+
+
+def test_actor_gets_no_gradient_from_the_critic_loss(toy):
+    networks, batch, latents = toy
+    loss, _ = drol.critic_loss(networks["actor"], networks["critic"], networks["target_critic"], batch,
+                               latents[:, 0], 0.99, "mean")
+    loss.backward()
+    assert all(parameter.grad is None for parameter in networks["actor"].parameters())
+    assert all(parameter.grad is None for parameter in networks["target_critic"].parameters())
+    assert all(parameter.grad.abs().max() > 0 for parameter in networks["critic"].parameters())
+
+
+@pytest.mark.parametrize("normalize_q", [True, False])
+def test_q_alone_moves_the_actor_uphill(toy, normalize_q):
+    networks, batch, latents = toy
+    actor, critic = networks["actor"], networks["critic"]
+    optimizer = torch.optim.SGD(actor.parameters(), lr=1e-3)
+    values = []
+    for _ in range(5):
+        loss, metrics = drol.actor_loss(actor, critic, batch, latents, 0.0, "min", normalize_q)
+        values.append(metrics["q"].item())
+        optimizer.zero_grad()
+        loss.backward()
+        assert max(parameter.grad.abs().max() for parameter in actor.parameters()) > 1e-4
+        optimizer.step()
+    assert values[-1] > values[0]
+
+
+def test_losers_get_no_gradient(toy):
+    networks, batch, latents = toy
+    latents.requires_grad_()
+    loss, _ = drol.actor_loss(networks["actor"], networks["critic"], batch, latents, 1.0, "min", True)
+    loss.backward()
+    winner = drol.route(drol.sample_candidates(networks["actor"], batch["observations"], latents), batch["actions"])
+    touched = latents.grad.abs().sum(-1) > 0  # (B, K)
+    assert torch.equal(touched, torch.nn.functional.one_hot(winner, 6).bool())
+    assert winner.unique().numel() > 1
+
+
+@pytest.mark.parametrize("actor_q_agg", ["min", "mean"])
+def test_winner_only_gradient_is_that_of_all_candidates(toy, actor_q_agg):
+    """Against a direct transcription that differentiates all K candidates and both critics on each."""
+    networks, batch, latents = toy
+    actor, critic, (B, K, A) = networks["actor"], networks["critic"], latents.shape
+    loss, _ = drol.actor_loss(actor, critic, batch, latents, 0.7, actor_q_agg, True)
+    ours = torch.autograd.grad(loss, list(actor.parameters()))
+    s = batch["observations"].repeat_interleave(K, 0)
+    candidates = actor(s, latents.reshape(B * K, A)).clamp(-1, 1)
+    q = critic(s, candidates)
+    q = (q.amin(0) if actor_q_agg == "min" else q.mean(0)).view(B, K)
+    distance = (candidates.view(B, K, A) - batch["actions"][:, None]).square()
+    winner = distance.sum(-1).argmin(1, keepdim=True)
+    q = q.gather(1, winner)
+    bc = distance.mean(-1).gather(1, winner).mean()
+    theirs = torch.autograd.grad(0.7 * bc - q.mean() / q.detach().abs().mean(), list(actor.parameters()))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def test_route_takes_the_nearest_and_the_first_of_equals():
+    candidates = torch.tensor([[[0.0], [0.5], [1.0]], [[0.3], [0.3], [0.9]], [[-1.0], [1.0], [1.0]]])
+    assert drol.route(candidates, torch.tensor([[0.6], [0.2], [0.0]])).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("A", [1, 2, 5, 21])
+def test_latents_are_uniform_in_the_ball(A):
+    z = drol.sample_latents(2000, 10, A, generator=torch.Generator().manual_seed(0)).reshape(-1, A)
+    volume = ((z.norm(dim=-1) / A**0.5) ** A).sort().values  # uniform in [0, 1] if z is uniform in the ball
+    assert (volume - torch.linspace(0, 1, len(volume))).abs().max() < 1.63 / len(volume) ** 0.5  # Kolmogorov, 1 %
+    assert z.mean(0).abs().max() < 5 / len(z) ** 0.5
+    # the variance of each coordinate of a uniform ball of radius sqrt(A) is A / (A + 2)
+    assert torch.allclose(z.var(0), torch.tensor(A / (A + 2)), rtol=0.05)
+
+
+@pytest.mark.parametrize("q_agg, expected", [("mean", 1 + 0.9 * 0.5 * 4), ("min", 1 + 0.9 * 0.5 * 3)])
+def test_td_target(q_agg, expected):
+    """y = r + discount * m * agg(Q) with r = 1, discount = 0.9, m = 0.5 and targets of 3 and 5."""
+    batch = random_batch(4, 2, 1) | {"rewards": torch.ones(4), "masks": torch.full((4,), 0.5)}
+    target = lambda s, a: torch.tensor([[3.0] * 4, [5.0] * 4])
+    critic = lambda s, a: torch.zeros(2, 4)
+    loss, _ = drol.critic_loss(lambda s, z: z, critic, target, batch, torch.zeros(4, 1), 0.9, q_agg)
+    assert loss.item() == pytest.approx(expected**2)
+
+
+def test_diagnostics_by_hand_and_at_k_1():
+    actor = lambda s, z: z
+    batch = {"observations": torch.zeros(2, 1), "actions": torch.zeros(2, 2)}
+    latents = torch.tensor([[[0.0, 0.0], [0.6, 0.8]], [[0.5, 0.0], [0.0, 0.1]]])
+    metrics = drol.diagnostics(actor, batch, {"latents": latents, "next_latents": torch.full((2, 2), 0.3)})
+    d1, d2 = 1.0, 0.26  # squared distances between the two candidates
+    assert metrics["candidate_spread"].item() == pytest.approx((d1 + d2) / 2 / 4 / 2)
+    assert metrics["pairwise_distance"].item() == pytest.approx(((d1 + d2) / 2 / 2) ** 0.5)
+    assert metrics["winner_entropy"].item() == pytest.approx(np.log(2))
+    assert metrics["mse"].item() == pytest.approx(0.09)
+    single = drol.diagnostics(actor, batch, {"latents": latents[:, :1], "next_latents": latents[:, 0]})
+    assert [single[key].item() for key in DIAGNOSTICS] == [0, 0, 0]
+
+
+def test_the_functions_that_people_copy_need_only_torch():
+    names = ("sample_latents", "sample_candidates", "route", "critic_loss", "actor_loss")
+    space = {"torch": torch}
+    exec("\n\n".join(inspect.getsource(getattr(drol, name)) for name in names), space)
+    networks = drol.make_networks(5, 3, (16,), torch.Generator().manual_seed(0))
+    batch, g = random_batch(8, 5, 3), torch.Generator().manual_seed(0)
+    latents = space["sample_latents"](8, 4, 3, generator=g)
+    parts = (networks["actor"], networks["critic"])
+    assert torch.equal(space["actor_loss"](*parts, batch, latents, 1.0, "min", True)[0],
+                       drol.actor_loss(*parts, batch, latents, 1.0, "min", True)[0])
+    arguments = (*parts, networks["target_critic"], batch, latents[:, 0], 0.99, "min")
+    assert torch.equal(space["critic_loss"](*arguments)[0], drol.critic_loss(*arguments)[0])
+
+
+# --------------------------------------------------------------------------------------------------- data
+
+
+def test_collected_data_is_official_in_format_and_does_not_depend_on_jobs(tmp_path):
+    for jobs in (1, 2):
+        collect.main(["--env-id", "cube-single", "--episodes", "2", "--data-dir", str(tmp_path / str(jobs)),
+                      "--seed", "5", "--jobs", str(jobs)])
+    for name in ("cube-single-play-v0.npz", "cube-single-play-v0-val.npz"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    data = np.load(tmp_path / "1" / "cube-single-play-v0.npz")
+    shapes = {"observations": (2002, 28), "actions": (2002, 5), "terminals": (2002,), "qpos": (2002, 21),
+              "qvel": (2002, 20)}
+    assert {key: data[key].shape for key in shapes} == shapes and set(data.files) == {*shapes, "source"}
+    assert {str(data[key].dtype) for key in shapes} == {"float32", "bool"}
+    assert np.flatnonzero(data["terminals"]).tolist() == [1000, 2001]
+    assert "collected locally" in str(data["source"]) and "seed 5" in str(data["source"])
+    assert abs(data["actions"]).max() <= 1 and data["actions"].std() > 0.1
+    _, train, validation = ogbench.make_env_and_datasets("cube-single-play-singletask-v0", str(tmp_path / "1"))
+    assert (len(train["rewards"]), len(validation["rewards"])) == (2000, 1000)
+    assert set(np.unique(train["rewards"])) <= {-1.0, 0.0}
+
+
+def test_collecting_again_keeps_what_is_there(tmp_path, capsys):
+    args = ["--env-id", "pointmaze-medium", "--episodes", "1", "--data-dir", str(tmp_path), "--jobs", "1"]
+    collect.main(args)
+    path = tmp_path / "pointmaze-medium-navigate-v0.npz"
+    before = path.stat().st_mtime_ns
+    collect.main(args)
+    assert "already there" in capsys.readouterr().out and path.stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match="error: .*already holds other data"):
+        collect.main([*args, "--seed", "1"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name.replace("v0", "v0-val"), path.name]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--env-id", "antmaze-large"], "trained walkers"),
+    (["--env-id", "cubes"], "choose one of"),
+    (["--env-id", "cube-single", "--episodes", "0"], "--episodes 0"),
+    (["--env-id", "cube-single", "--data-dir", str(collect.CACHE)], "official"),
+    (["--env-id", "cube-single", "--data-dir", f"{__file__}/data"], "cannot be written"),
+])
+def test_collect_refuses(flags, words):
+    with pytest.raises(SystemExit) as exit:
+        collect.main(flags)
+    assert str(exit.value).startswith("error: ") and words in str(exit.value)
+
+
+def test_goal_cells_are_not_straight_corridors():
+    maze = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
+    free, goals = collect.free_and_goal_cells(maze)
+    assert free == [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3)] and goals == [(1, 1), (1, 3), (3, 3)]
+
+
+def test_scene_health_check():
+    qpos = np.zeros((3, 20))
+    qpos[:, 16] = 0.02
+    assert collect.scene_is_healthy(qpos)
+    for y, z, healthy in [(0.29, 0.02, False), (-0.3, 0.02, False), (-0.3, 0.07, True), (-0.3, 0.09, False)]:
+        qpos[1, 15:17] = y, z
+        assert collect.scene_is_healthy(qpos) == healthy
+
+
+@every_program
+def test_load_data(program, data_dir):
+    env = program.find_env("pointmaze-medium")
+    train, validation, report = program.load_data(env, data_dir, torch.device("cpu"))
+    raw = np.load(data_dir / "pointmaze-medium-navigate-v0.npz")
+    keep = np.flatnonzero(~raw["terminals"])
+    assert torch.equal(train["observations"], torch.from_numpy(raw["observations"][keep]))
+    assert torch.equal(train["next_observations"], torch.from_numpy(raw["observations"][keep + 1]))
+    assert train["actions"].abs().max() == np.float32(1 - 1e-5) and len(validation["rewards"]) == 1000
+    goal = np.array([20.0, 20.0])  # task 1 of pointmaze-medium ends in cell (6, 6)
+    success = np.linalg.norm(raw["qpos"][keep] - goal, axis=1) <= 1
+    assert torch.equal(train["rewards"], torch.from_numpy(success - 1.0).float())
+    assert torch.equal(train["masks"], torch.from_numpy(1.0 - success).float())
+    assert (report["transitions"], report["episodes"], report["source"][:17]) == (2000, 2, "collected locally")
+    assert report["terminal_share"] == pytest.approx(success.mean())
+
+
+@every_program
+def test_batches_are_uniform_over_the_data(program):
+    data = {"rewards": torch.arange(50.0), "masks": torch.arange(50.0)}
+    batch = program.sample_batch(data, 20_000, torch.Generator().manual_seed(0))
+    assert torch.equal(batch["rewards"], batch["masks"])
+    counts = torch.bincount(batch["rewards"].long(), minlength=50)
+    assert ((counts - 400) ** 2 / 400).sum() < 85.4  # chi-squared, 49 degrees of freedom, 0.1 %
+
+
+def broken_copy(data_dir, folder, kind):
+    """A copy of the data with one thing wrong in its training file."""
+    for path in data_dir.glob("*.npz"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    path = folder / "pointmaze-medium-navigate-v0.npz"
+    arrays = dict(np.load(path))
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif kind == "missing key":
+        del arrays["qpos"]
+    elif kind == "nan":
+        arrays["observations"][7, 0] = np.nan
+    elif kind == "other shape":
+        arrays["observations"] = np.tile(arrays["observations"], 2)
+    if kind != "truncated":
+        np.savez(path, **arrays)
+    return path
+
+
+@every_program
+@pytest.mark.parametrize("kind, word", [("truncated", "zip"), ("missing key", "qpos"), ("nan", "'observations' holds NaN"),
+                                        ("other shape", "(2000, 4)")])
+def test_broken_dataset(program, capsys, data_dir, tmp_path, kind, word):
+    (tmp_path / "data").mkdir()
+    path = broken_copy(data_dir, tmp_path / "data", kind)
+    before = path.read_bytes()
+    failing(program, capsys, command(tmp_path / "data", tmp_path / "runs"), path, word, "delete it")
+    assert path.read_bytes() == before
+    broken_copy(data_dir, tmp_path / "data", "nothing")
+    program.main(command(tmp_path / "data", tmp_path / "runs"))
+    assert read(run_of(tmp_path / "runs") / "eval.csv")[0]["step"] == "20"
+
+
+@every_program
+def test_missing_dataset_without_network(program, capsys, data_dir, tmp_path, monkeypatch):
+    def no_network(url):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    failing(program, capsys, command(tmp_path, tmp_path / "runs"), tmp_path / "pointmaze-medium-navigate-v0.npz",
+            "pointmaze-medium-navigate-v0-val.npz", "tools/collect.py --env-id pointmaze-medium", "no route")
+    args = [*command(tmp_path, tmp_path / "runs"), "--env-id", "antmaze-large"]
+    with pytest.raises(SystemExit) as exit:
+        program.main(args)
+    assert "antmaze-large-navigate-v0.npz" in str(exit.value) and "collect.py" not in str(exit.value)
+    program.main(command(data_dir, tmp_path / "runs"))
+
+
+# ---------------------------------------------------------------------------------------- runs and records
+
+
+@every_program
+def test_a_run_and_what_it_leaves(program, capsys, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path, "--snapshot-interval", 10, "--eval-interval", 10))
+    out = capsys.readouterr().out
+    run = run_of(tmp_path)
+    assert re.fullmatch(rf"pointmaze-medium-navigate-task1/{program.ALGORITHM}(-k16)?-[0-9a-f]{{8}}/seed0",
+                        str(run.relative_to(tmp_path)))
+    assert [row["step"] for row in read(run / "eval.csv")] == ["10", "20"]
+    assert [row["step"] for row in read(run / "train.csv")] == ["10", "20"]
+    assert all(np.isfinite(float(value)) for row in read(run / "train.csv") for value in row.values())
+    assert {"critic_loss", "actor_loss", "val_critic_loss", "mse", "seconds"} <= read(run / "train.csv")[0].keys()
+    assert "seconds" not in read(run / "eval.csv")[0]
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["steps"] == 20 and config["data"]["transitions"] == 2000
+    assert config["env"]["name"] == "pointmaze-medium-navigate-singletask-task1-v0"
+    assert sorted(path.name for path in (run / "snapshots").iterdir()) == ["step10.pt", "step20.pt"]
+    assert_same_weights(run / "checkpoint.pt", run / "snapshots" / "step20.pt")
+    assert list(run.glob("events*"))
+    for text in ("task 1 of 5", "collected locally", "2,000 transitions in 2 episodes", "rewards -1 to", "finished",
+                 "command line", "published figures are means", str(run)):
+        assert text in out
+    program.main(command(data_dir, tmp_path, "--snapshot-interval", 10, "--eval-interval", 10))
+    assert "finished at update 20" in capsys.readouterr().out
+
+
+@every_program
+def test_the_same_seed_is_the_same_run_and_another_is_not(program, data_dir, tmp_path):
+    runs = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        program.main(command(data_dir, tmp_path / folder, "--seed", seed))
+        runs.append(run_of(tmp_path / folder))
+    assert_same_weights(runs[0] / "checkpoint.pt", runs[1] / "checkpoint.pt")
+    assert (runs[0] / "eval.csv").read_bytes() == (runs[1] / "eval.csv").read_bytes()
+    with pytest.raises(AssertionError):
+        assert_same_weights(runs[0] / "checkpoint.pt", runs[2] / "checkpoint.pt")
+
+
+@every_program
+def test_evaluating_and_logging_ten_times_as_often_changes_no_weight(program, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path / "a", "--eval-interval", 20, "--log-interval", 20))
+    program.main(command(data_dir, tmp_path / "b", "--eval-interval", 2, "--log-interval", 2, "--eval-episodes", 1))
+    assert len(read(run_of(tmp_path / "b") / "eval.csv")) == 10
+    assert_same_weights(run_of(tmp_path / "a") / "checkpoint.pt", run_of(tmp_path / "b") / "checkpoint.pt")
+
+
+@every_program
+def test_more_steps_continue_a_finished_run(program, capsys, data_dir, tmp_path):
+    for steps in (20, 40):
+        program.main(command(data_dir, tmp_path / "a", "--steps", steps, "--eval-interval", 20))
+    assert "resumed at update 20" in capsys.readouterr().out
+    program.main(command(data_dir, tmp_path / "b", "--steps", 40, "--eval-interval", 20))
+    a, b = run_of(tmp_path / "a"), run_of(tmp_path / "b")
+    assert_same_weights(a / "checkpoint.pt", b / "checkpoint.pt")
+    assert (a / "eval.csv").read_bytes() == (b / "eval.csv").read_bytes()
+    without_clock = lambda run: [{**row, "seconds": ""} for row in read(run / "train.csv")]
+    assert without_clock(a) == without_clock(b) and len(without_clock(a)) == 4
+
+
+@every_program
+def test_overwrite_starts_anew(program, capsys, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path))
+    run = run_of(tmp_path)
+    (run / "notes.txt").write_text("old")
+    program.main(command(data_dir, tmp_path, "--overwrite"))
+    assert "resumed" not in capsys.readouterr().out and not (run / "notes.txt").exists()
+    assert len(read(run / "eval.csv")) == 1
+
+
+@every_program
+def test_damaged_checkpoint(program, capsys, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path))
+    checkpoint = run_of(tmp_path) / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    failing(program, capsys, command(data_dir, tmp_path, "--steps", 40), checkpoint, "--overwrite")
+    assert checkpoint.read_bytes() == whole[: len(whole) // 2] and len(read(checkpoint.parent / "eval.csv")) == 1
+    checkpoint.write_bytes(whole)
+    program.main(command(data_dir, tmp_path, "--steps", 40))
+    assert [row["step"] for row in read(checkpoint.parent / "eval.csv")] == ["20", "40"]
+
+
+@every_program
+def test_checkpoint_of_another_environment(program, capsys, data_dir, tmp_path):
+    for task in (1, 2):
+        program.main(command(data_dir, tmp_path / str(task), "--task", task))
+    ours, others = run_of(tmp_path / "1") / "checkpoint.pt", run_of(tmp_path / "2") / "checkpoint.pt"
+    whole = ours.read_bytes()
+    ours.write_bytes(others.read_bytes())
+    failing(program, capsys, command(data_dir, tmp_path / "1", "--task", 1), ours, "pointmaze-medium-navigate-task2")
+    assert ours.read_bytes() == others.read_bytes()
+    ours.write_bytes(whole)
+    program.main(command(data_dir, tmp_path / "1", "--task", 1))
+
+
+@every_program
+def test_unwritable_run_folder(program, capsys, data_dir, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    failing(program, capsys, command(data_dir, tmp_path / "file"), tmp_path / "file", "--run-dir")
+    assert (tmp_path / "file").read_text() == "mine"
+    program.main(command(data_dir, tmp_path / "folder"))
+
+
+@every_program
+def test_run_folder_in_use(program, capsys, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path))
+    run = run_of(tmp_path)
+    before = (run / "config.json").read_bytes()
+    with filelock.FileLock(f"{run}.lock"):
+        failing(program, capsys, command(data_dir, tmp_path, "--steps", 40, "--overwrite"), run, "in use")
+    assert (run / "config.json").read_bytes() == before and (run / "checkpoint.pt").exists()
+    program.main(command(data_dir, tmp_path, "--steps", 40))
+
+
+@every_program
+def test_track_without_and_with_wandb(program, capsys, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
+    failing(program, capsys, command(data_dir, tmp_path, "--track"), "--track", "pip install wandb")
+    wandb, calls = ModuleType("wandb"), []
+    wandb.init = lambda **kwargs: calls.append(kwargs)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    program.main(command(data_dir, tmp_path, "--track"))
+    assert calls[0]["sync_tensorboard"] and calls[0]["config"]["settings"]["steps"] == 20
+
+
+@every_program
+def test_load_policy(program, capsys, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path))
+    checkpoint = run_of(tmp_path) / "checkpoint.pt"
+    policy = program.load_policy(checkpoint, seed=1)
+    observation = np.array([0.5, -0.5])
+    action = policy(observation)
+    assert action.shape == (2,) and action.dtype == np.float32 and np.abs(action).max() <= 1
+    assert policy(np.tile(observation, (7, 1))).shape == (7, 2)
+    assert np.array_equal(program.load_policy(checkpoint, seed=1)(observation), action)
+    assert not np.array_equal(program.load_policy(checkpoint, seed=2)(observation), action)
+    with pytest.raises(program.UserError, match="missing"):
+        program.load_policy(tmp_path / "none.pt")
+
+
+@every_program
+def test_compile_without_a_compiler_goes_on_without(program, capsys, monkeypatch):
+    def no_compiler(function):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert program.compile_losses(torch.device("cpu")) is program.losses
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@every_program
+def test_a_card_that_torch_cannot_use_is_told(program, capsys, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("torch can use this machine's card")
+    monkeypatch.setattr(program.shutil, "which", lambda name: None)
+    assert program.pick_device("auto").type == "cpu" and not capsys.readouterr().out
+    monkeypatch.setattr(program.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert program.pick_device("auto").type == "cpu" and "WARNING" in capsys.readouterr().out
+    assert program.pick_device("cpu").type == "cpu" and not capsys.readouterr().out
+
+
+@every_program
+def test_evaluation_plays_whole_seeded_episodes(program):
+    """Against a plain loop over the same environment: shares, seeds, returns, lengths, no dummy step."""
+    name = "pointmaze-medium-navigate-singletask-task4-v0"
+    to_goal = lambda observation: np.clip(np.array([-1.0, 0.0]) * np.ones_like(observation), -1, 1)
+    envs = program.make_eval_envs(name, 3)
+    result = program.evaluate(to_goal, envs, 4, (7, 100))
+    again = program.evaluate(to_goal, envs, 4, (7, 100))
+    assert program.evaluate(to_goal, envs, 4, (7, 100), stop=[2]) is None
+    envs.close()
+    single, episodes = program.make_env(name), []
+    for i, episode in ((0, 0), (0, 1), (1, 0), (2, 0)):
+        observation, _ = single.reset(seed=program.make_seed(7, 100, i, episode))
+        total, length, done = 0.0, 0, False
+        while not done:
+            observation, reward, terminated, truncated, info = single.step(to_goal(observation))
+            total, length, done = total + reward, length + 1, terminated or truncated
+        assert (info["return"], info["length"]) == (total, length)
+        assert single.step(to_goal(observation))[4] is info  # it stands still
+        episodes.append((info["score"], total, length))
+    single.close()
+    score, total, length = np.array(episodes).T
+    expected = {"score": score.mean(), "return": total.mean(), "return_std": total.std(), "length": length.mean()}
+    assert result == again == pytest.approx(expected)
+
+
+# ----------------------------------------------------------------------------------------- whole processes
+
+
+def start(program, args, **kwargs):
+    return subprocess.Popen([sys.executable, program.__file__, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, **kwargs)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+@every_program
+def test_killed_three_times_at_random_and_resumed_is_the_uninterrupted_run(program, data_dir, tmp_path):
+    args = lambda folder: command(data_dir, tmp_path / folder, "--steps", 900, "--eval-interval", 300,
+                                  "--checkpoint-interval", 50, "--log-interval", 25)
+    program.main(args("whole"))
+    rng, kills = random.Random(program.ALGORITHM), 0
+    trained = lambda: [row for path in tmp_path.glob("killed/*/*/*/train.csv") for row in read(path)]
+    while kills < 3:
+        process = start(program, args("killed"))
+        at = len(trained()) + 1
+        wait_for(lambda: len(trained()) >= at or process.poll() is not None)
+        time.sleep(rng.uniform(0, 1.0))
+        process.kill()
+        out, _ = process.communicate()
+        assert "finished" not in out
+        kills += 1
+    process = start(program, args("killed"))
+    out, err = process.communicate()
+    assert process.returncode == 0 and "resumed at update" in out, err
+    whole, killed = run_of(tmp_path / "whole"), run_of(tmp_path / "killed")
+    assert_same_weights(whole / "checkpoint.pt", killed / "checkpoint.pt")
+    assert (whole / "eval.csv").read_bytes() == (killed / "eval.csv").read_bytes()
+    assert [row["step"] for row in read(killed / "train.csv")] == [str(step) for step in range(25, 901, 25)]
+
+
+@every_program
+@pytest.mark.parametrize("number, during", [(signal.SIGINT, "training"), (signal.SIGTERM, "evaluation")])
+def test_signals_save_and_exit(program, data_dir, tmp_path, number, during):
+    flags = ["--steps", 1_000_000] if during == "training" else ["--eval-episodes", 200]
+    args = command(data_dir, tmp_path, "--checkpoint-interval", 1_000_000, *flags)
+    process = start(program, args, start_new_session=True)
+    wait_for(lambda: len([row for path in tmp_path.glob("*/*/*/train.csv") for row in read(path)]) >= 2)
+    time.sleep(0 if during == "training" else 4)
+    os.killpg(process.pid, number)  # as a terminal and a cluster do: to every process of the group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "saved" in out, (out, err)
+    assert "Traceback" not in err
+    assert torch.load(run_of(tmp_path) / "checkpoint.pt", weights_only=True)["step"] >= 20
+
+
+@every_program
+def test_the_console_of_a_new_user(program, data_dir, tmp_path):
+    """No traceback on a mistake, no warning of a library's, exit codes."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "MUJOCO_GL")}
+    process = start(program, command(data_dir, tmp_path), env=environment)
+    out, err = process.communicate()
+    assert process.returncode == 0 and err == "", err
+    assert max(map(len, out.replace(str(data_dir), "data").replace(str(tmp_path), "runs").splitlines())) <= 120
+    process = start(program, command(data_dir, tmp_path, "--task", 9), env=environment)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "") and err == "error: --task 9: pointmaze-medium has the tasks 1 to 5\n"
+
+
+@every_program
+def test_humanoidmaze_up_to_the_download(program, tmp_path):
+    """The main command on the real environment, with a small dataset of random actions in the official format."""
+    env = gymnasium.make("humanoidmaze-medium-v0", terminate_at_goal=False, max_episode_steps=101)
+    rng, steps = np.random.default_rng(0), {key: [] for key in ("observations", "actions", "terminals", "qpos", "qvel")}
+    for episode in range(3):
+        observation, _ = env.reset(seed=episode)
+        for step in range(101):
+            action = rng.uniform(-1, 1, 21).astype(np.float32)
+            following, _, _, _, info = env.step(action)
+            for key, value in zip(steps, (observation, action, step == 100, info["prev_qpos"], info["prev_qvel"])):
+                steps[key].append(value)
+            observation = following
+    env.close()
+    arrays = {key: np.array(value, bool if key == "terminals" else np.float32) for key, value in steps.items()}
+    arrays["qpos"][:50, :2] = 20.0  # the goal of task 1, so that the relabelling has something to find
+    for suffix in ("", "-val"):
+        np.savez_compressed(tmp_path / f"humanoidmaze-medium-navigate-v0{suffix}.npz", **arrays)
+    program.main(["--env-id", "humanoidmaze-medium", "--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "runs"),
+                  "--steps", "4", "--log-interval", "2", "--eval-episodes", "1", *(["--k", "16"] * (program is drol))])
+    run = run_of(tmp_path / "runs")
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"]["source"] == "official OGBench file" and config["data"]["transitions"] == 300
+    assert config["data"]["terminal_share"] == pytest.approx(50 / 300)
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["dims"] == (69, 21, (512, 512, 512, 512))
+    (row,) = read(run / "eval.csv")
+    assert (float(row["score"]), float(row["return"]), float(row["length"])) == (0, -2000, 2000)
