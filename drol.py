@@ -88,22 +88,24 @@ class Args:
     track: bool = False  # log to Weights & Biases as well (pip install wandb)
 
 
-# Published settings, a row a family: dataset, default task, discount, q_agg, bc_coef.
+# Published settings, a row a family: dataset, discount, q_agg, bc_coef.
 PRESETS = {
-    "antmaze-large": ("navigate", 1, 0.995, "min", 0.03),
-    "antmaze-giant": ("navigate", 1, 0.995, "min", 0.03),
-    "humanoidmaze-medium": ("navigate", 1, 0.995, "mean", 0.3),
-    "humanoidmaze-large": ("navigate", 1, 0.995, "mean", 0.3),
-    "antsoccer-arena": ("navigate", 4, 0.995, "mean", 0.1),
-    "cube-single": ("play", 2, 0.99, "mean", 10.0),
-    "cube-double": ("play", 2, 0.99, "mean", 3.0),
-    "scene": ("play", 2, 0.99, "mean", 3.0),
-    "puzzle-3x3": ("play", 4, 0.99, "mean", 0.3),
-    "puzzle-4x4": ("play", 4, 0.99, "mean", 10.0),
-    "pointmaze": ("navigate", 1, 0.995, "mean", 0.3),  # ours
+    "antmaze-large": ("navigate", 0.995, "min", 0.03),
+    "antmaze-giant": ("navigate", 0.995, "min", 0.03),
+    "humanoidmaze-medium": ("navigate", 0.995, "mean", 0.3),
+    "humanoidmaze-large": ("navigate", 0.995, "mean", 0.3),
+    "antsoccer-arena": ("navigate", 0.995, "mean", 0.1),
+    "cube-single": ("play", 0.99, "mean", 10.0),
+    "cube-double": ("play", 0.99, "mean", 3.0),
+    "scene": ("play", 0.99, "mean", 3.0),
+    "puzzle-3x3": ("play", 0.99, "mean", 0.3),
+    "puzzle-4x4": ("play", 0.99, "mean", 10.0),
+    "pointmaze": ("navigate", 0.995, "mean", 0.3),  # ours, for all of pointmaze
 }
 PRESET_FLAGS = ("discount", "q_agg", "bc_coef")
 ALGORITHM, RUN_NAME = "drol", "drol-k{k}-{hash}"
+RANGES = {"lr": (0, 1), "tau": (0, 1), "discount": (0, 1), "seed": (0, 1e9), "snapshot_interval": (0, 1e9),
+          "bc_coef": (0, 1e9)}  # of the others: 1 to 1e9
 # Settings that change no number of a run, and so have no part in its folder's name:
 NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
               "data_dir", "run_dir", "device", "compile", "overwrite", "track"}
@@ -131,34 +133,32 @@ def find_env(env_id, task=None):
         raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
     task = int(named_task) if named_task else task
     if task is None:
-        default = f"{dataset}-singletask-v0"
-        task = PRESETS[family][1] if family in PRESETS else make_env(default).unwrapped._reward_task_id
+        task = make_env(f"{dataset}-singletask-v0").unwrapped._reward_task_id  # OGBench's default task
     if not 1 <= task <= TASKS:
         raise UserError(f"--task {task}: {family} has the tasks 1 to {TASKS}")
     return Env(f"{dataset}-singletask-task{task}-v0", family, f"{dataset}-v0", task, preset)
 
 
+def about(env):
+    """What a score is of."""
+    return f"{env.name}: task {env.task} of {TASKS}; published scores are means over all {TASKS} tasks"
+
+
 def resolve(args):
     """Checks args and fills in the preset. Returns a new Args, its Env, and where each setting came from."""
     env, args = find_env(args.env_id, args.task), copy.copy(args)
-    given = {field.name: getattr(args, field.name) != field.default for field in fields(Args)}
-    origin = {flag: "command line" if given[flag] else "default" for flag in given}
-    published = "published for" if env.family in PRESETS else "not published; as for"
-    for flag, value in zip(PRESET_FLAGS, PRESETS[env.preset][2:], strict=True):
+    origin = {field.name: "command line" for field in fields(Args)}
+    origin |= {field.name: "default" for field in fields(Args) if getattr(args, field.name) == field.default}
+    published = env.dataset == f"{env.preset}-{PRESETS[env.preset][0]}-v0"
+    for flag, value in zip(PRESET_FLAGS, PRESETS[env.preset][1:], strict=True):
         if getattr(args, flag) is None:
             setattr(args, flag, value)
-            origin[flag] = f"{published} {env.preset}"
+            origin[flag] = f"{'published for' if published else 'not published; as for'} {env.preset}"
     args.task, args.data_dir, args.run_dir = env.task, args.data_dir.expanduser(), args.run_dir.expanduser()
-    for flags, low, high in [
-        ("lr tau discount", 0, 1),
-        ("seed bc_coef snapshot_interval", 0, 1e9),
-        ("k steps batch_size hidden_dims log_interval checkpoint_interval", 1, 1e9),
-        ("eval_interval eval_episodes eval_envs", 1, 1e9),
-    ]:
-        for flag in flags.split():
-            values = getattr(args, flag) if flag == "hidden_dims" else [getattr(args, flag)]
-            if not all(low <= value <= high for value in values):
-                raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: give {low} to {high:g}")
+    for flag, value in vars(args).items():
+        low, high = RANGES.get(flag, (1, 1e9))
+        if type(value) in (int, float, tuple) and not all(low <= x <= high for x in np.atleast_1d(value)):
+            raise UserError(f"--{flag.replace('_', '-')} {value}: give {low} to {high:g}")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UserError("--track needs wandb, which is not installed: pip install wandb")
     return args, env, origin
@@ -226,8 +226,8 @@ def load_data(env, data_dir, device):
         ogbench.download_datasets([env.dataset], data_dir)
     except OSError as error:
         collect = "" if env.family.startswith(("ant", "humanoid")) else \
-            f", or collect your own: python tools/collect.py --env-id {env.family}, then --data-dir data here"
-        raise UserError(f"dataset {path} is missing and could not be downloaded ({error}); put it and "
+            f", or make one: python tools/collect.py --env-id {env.family}; then add --data-dir data"
+        raise UserError(f"dataset {path} is missing and could not be downloaded ({error}): put it and "
                         f"{validation_path.name} there{collect}") from error
     sample_env = make_env(env.name)
     train, validation = read_split(path, env, sample_env), read_split(validation_path, env, sample_env)
@@ -235,14 +235,13 @@ def load_data(env, data_dir, device):
     for key in ("observations", "actions", "rewards", "masks"):
         digest.update(np.ascontiguousarray(train[key]))
     report = {"path": str(path), "source": str(np.load(path).get("source", "official OGBench file")),
-              "fingerprint": digest.hexdigest()[:16], "episodes": int(train.pop("terminals").sum()),
+              "fingerprint": digest.hexdigest()[:16], "episodes": int(train["terminals"].sum()),
               "transitions": len(train["rewards"]), "validation_transitions": len(validation["rewards"]),
               "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
               "terminal_share": float(np.mean(train["masks"] == 0))}
-    validation.pop("terminals")
-    train, validation = ({key: torch.from_numpy(value).to(device) for key, value in split.items()}
-                         for split in (train, validation))
-    return train, validation, report
+    tensors = [{key: torch.from_numpy(value).to(device) for key, value in split.items() if key != "terminals"}
+               for split in (train, validation)]
+    return *tensors, report
 
 
 def sample_batch(data, batch_size, generator):
@@ -323,10 +322,10 @@ def route(candidates, a):
     return (candidates - a[:, None]).square().sum(-1).argmin(1)
 
 
-def critic_loss(actor, critic, target_critic, batch, next_latents, discount, q_agg):
-    """TD loss of both critics, and its metrics. batch: see sample_batch; next_latents: (B, A)."""
+def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
+    """TD loss of both critics, and its metrics. batch: see sample_batch; next_z: (B, A)."""
     with torch.no_grad():
-        next_a = actor(batch["next_observations"], next_latents).clamp(-1, 1)
+        next_a = actor(batch["next_observations"], next_z).clamp(-1, 1)
         next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
         next_q = next_q.amin(0) if q_agg == "min" else next_q.mean(0)
         # y = r + discount * m * agg_i Qbar_i(s', a')
@@ -506,7 +505,7 @@ def compile_losses(device):
 
 
 def train(args, env, run, data, validation_data, device):
-    """Trains, evaluates and records a run, from its checkpoint if any. Returns the signal that ended it or 0."""
+    """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the exit code."""
     dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
     networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
     trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
@@ -597,23 +596,23 @@ def train(args, env, run, data, validation_data, device):
             signal.signal(number, handler)
     if stop:
         print(f"stopped at update {step:,} and saved; the same command goes on from there")
-        return stop[0]
+        return 128 + stop[0]
     scores = [row["score"] for row in rows["eval"]][-3:]
     print(f"finished at update {step:,}: score {np.mean(scores):.1f}, the success rate in % over the last "
-          f"{len(scores)} evaluations,\non task {env.task} of {TASKS}; published figures are means over all {TASKS}")
+          f"{len(scores)} evaluations\n{about(env)}")
     return 0
 
 
 def main(argv=None):
-    """The command line. Exits with 1 on a mistake of the user's, with 128 + n after signal n."""
+    """The command line. Returns 0, or 128 + n after signal n; exits with 1 on a mistake of the user's."""
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     try:
         args, env, origin = resolve(args)
         device = pick_device(args.device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
-        print(f"{ALGORITHM.upper()} on {env.name}, task {env.task} of {TASKS}\n"
-              f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+        print(f"{ALGORITHM.upper()} on {about(env)}")
+        print(f"device: {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
         data, validation_data, report = load_data(env, args.data_dir, device)
         print("data: {path}, {source}\n{transitions:,} transitions in {episodes:,} episodes, "
               "{validation_transitions:,} for validation; rewards {reward_min:g} to {reward_max:g}, "
@@ -634,12 +633,10 @@ def main(argv=None):
                 import wandb
                 wandb.init(project="drol", id="-".join(run.parts[-2:]), name=str(run), config=config, dir=run,
                            resume="allow", sync_tensorboard=True)
-            number = train(args, env, run, data, validation_data, device)
+            return train(args, env, run, data, validation_data, device)
     except (UserError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    if number:
-        sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

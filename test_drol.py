@@ -27,11 +27,12 @@ import pytest
 import torch
 
 import drol
+import fql
 from tools import collect
 
 ROOT = Path(__file__).parent
 PARITY = Path(os.environ.get("PARITY_DIR", ROOT / "testdata" / "parity"))
-PROGRAMS = {"drol": drol}
+PROGRAMS = {"drol": drol, "fql": fql}
 every_program = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 SMALL = ["--hidden-dims", "16", "16", "--batch-size", "32", "--log-interval", "10", "--eval-envs", "2",
          "--eval-episodes", "2", "--device", "cpu"]
@@ -106,7 +107,7 @@ def test_ogbench_settings_are_the_published_ones(program):
     rows = published_rows(program.ALGORITHM, "ogbench")
     assert len(rows) == {"drol": 100, "fql": 50}[program.ALGORITHM]
     for row in rows:
-        flags = ["--k", row["k"]] if row["suite"] == "DROL*" else []
+        flags = ["--k", row["k"]] if row["suite"] == "DROL*" else []  # DROL(16) is the default
         args, env, _ = program.resolve(program.tyro.cli(program.Args, args=[
             "--env-id", row["family"], "--task", row["task"], *flags]))
         assert env.name == row["full_name"]
@@ -229,14 +230,17 @@ def test_parity_with_the_released_code(path):
         assert {key: value.shape for key, value in drawn.items()} == {key: x.shape for key, x in noise.items()}
         metrics = program.diagnostics(networks["actor"], batch, noise)
         metrics |= program.update(networks, optimizer, batch, noise, args)
+        if program is fql:  # the released code counts the flow's loss to the actor's
+            metrics["actor_loss"] = metrics["actor_loss"] + metrics["flow_loss"]
         if step == 0:
             for parameter, value in recorded_parameters(networks, record, "grad0").items():
                 if parameter.requires_grad:
                     assert (parameter.grad - value).abs().max() <= 1e-5 * value.abs().max()
         compared = 0
         for ours, theirs in (METRICS | DIAGNOSTICS).items():
-            if f"step{step}/info/{theirs}" in record and (ours != "bc_loss" or program is drol):
-                assert metrics[ours].item() == pytest.approx(float(record[f"step{step}/info/{theirs}"]), rel=1e-5), ours
+            if f"step{step}/info/{theirs}" in record:
+                value = float(record[f"step{step}/info/{theirs}"])
+                assert metrics[ours].item() == pytest.approx(value, rel=1e-5), ours
                 compared += 1
         assert compared == {"drol": 8, "fql": 6}[program.ALGORITHM]
     for parameter, value in recorded_parameters(networks, record, "final").items():
@@ -357,6 +361,98 @@ def test_diagnostics_by_hand_and_at_k_1():
     assert metrics["mse"].item() == pytest.approx(0.09)
     single = drol.diagnostics(actor, batch, {"latents": latents[:, :1], "next_latents": latents[:, 0]})
     assert [single[key].item() for key in DIAGNOSTICS] == [0, 0, 0]
+
+
+@pytest.fixture
+def flow_toy():
+    """FQL's networks, a batch and the noise of an update, with B = 32, O = 5, A = 3."""
+    networks = fql.make_networks(5, 3, (32, 32), torch.Generator().manual_seed(0))
+    return networks, random_batch(32, 5, 3), fql.sample_noise(32, 3, None, torch.Generator().manual_seed(1))
+
+
+def fql_actor_loss(networks, batch, noise, alpha, normalize_q=False):
+    return fql.actor_loss(networks["actor"], networks["flow"], networks["critic"], batch, noise["noises"], 10, alpha,
+                          "mean", normalize_q)[0]
+
+
+@pytest.mark.parametrize("normalize_q", [True, False])
+def test_fql_gradients(flow_toy, normalize_q):
+    """Distillation and Q move the actor alone, each of them; flow matching moves the flow alone."""
+    networks, batch, noise = flow_toy
+    fql_actor_loss(networks, batch, noise, 1.0, normalize_q).backward()
+    assert all(parameter.grad is None for name in ("critic", "flow") for parameter in networks[name].parameters())
+    both = [parameter.grad.clone() for parameter in networks["actor"].parameters()]
+    networks.zero_grad()
+    fql_actor_loss(networks, batch, noise, 0.0, normalize_q).backward()
+    q_alone = [parameter.grad.clone() for parameter in networks["actor"].parameters()]
+    assert all(q.abs().max() > 1e-6 and (b - q).abs().max() > 1e-6 for b, q in zip(both, q_alone, strict=True))
+    networks.zero_grad()
+    fql.flow_loss(networks["flow"], batch, noise["x_0"], noise["t"])[0].backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in networks["flow"].parameters())
+    assert all(parameter.grad is None for name in ("critic", "actor") for parameter in networks[name].parameters())
+
+
+def test_fql_flow_endpoint_by_hand():
+    """dx/dt = x + t from x = 0.1, two Euler steps: 0.1 -> 0.15 -> 0.15 + (0.15 + 0.5) / 2 = 0.475; then clipped."""
+    flow = lambda s, x, t: x + t
+    assert fql.flow_action(flow, None, torch.tensor([[0.1], [5.0]]), 2).flatten().tolist() == pytest.approx([0.475, 1])
+
+
+def test_fql_q_alone_moves_the_actor_uphill(flow_toy):
+    networks, batch, noise = flow_toy
+    optimizer = torch.optim.SGD(networks["actor"].parameters(), lr=1e-3)
+    values = []
+    for _ in range(5):
+        loss = fql_actor_loss(networks, batch, noise, 0.0)
+        values.append(-loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert values[-1] > values[0]
+
+
+def sections(program):
+    """{banner: text} of a file, its docstring under ''."""
+    parts = re.split(r"# -{20,} (.+)\n", Path(program.__file__).read_text())
+    return dict(zip(["", *parts[1::2]], parts[::2]))
+
+
+def test_the_two_files_share_all_but_the_algorithm():
+    """Sections alike but for the algorithm, the settings' flags and presets, and the line that makes the flow."""
+    ours, theirs = sections(drol), sections(fql)
+    assert list(ours) == list(theirs) == ["", "settings", "data", "networks", "algorithm", "evaluation and records",
+                                          "main"]
+    for name in ("data", "evaluation and records", "main"):
+        assert ours[name] == theirs[name], name
+    assert ours[""].split("import copy")[1] == theirs[""].split("import copy")[1]
+    flow = [line for line in theirs["networks"].splitlines() if line not in ours["networks"].splitlines()]
+    assert len(flow) == 1 and 'networks["flow"]' in flow[0]
+    for name in ("find_env", "resolve", "critic_loss", "update", "act", "UserError"):
+        assert inspect.getsource(getattr(drol, name)) == inspect.getsource(getattr(fql, name)), name
+    flags = lambda program: {field.name for field in program.fields(program.Args)}
+    assert flags(drol) ^ flags(fql) == {"k", "bc_coef", "alpha", "flow_steps"}
+    preset_row = re.compile(r'^[<>]     "[\w-]+": \(')
+    lines = subprocess.run(["diff", drol.__file__, fql.__file__], capture_output=True, text=True).stdout.splitlines()
+    lines = [line for line in lines if not preset_row.match(line)]
+    assert sum(line[0] == "<" for line in lines) <= 130 and sum(line[0] == ">" for line in lines) <= 130
+    for program in PROGRAMS.values():
+        text = Path(program.__file__).read_text().splitlines()
+        assert len(text) <= 640 and max(map(len, text)) <= 110
+
+
+@every_program
+def test_checkpoint_of_the_other_algorithm(program, data_dir, tmp_path):
+    other = fql if program is drol else drol
+    other.main(command(data_dir, tmp_path))
+    checkpoint = run_of(tmp_path) / "checkpoint.pt"
+    with pytest.raises(program.UserError, match=f"not of {program.ALGORITHM}.py"):
+        program.load_policy(checkpoint)
+    assert other.load_policy(checkpoint)(np.zeros(2)).shape == (2,)
+
+
+def test_wrong_fql_settings(capsys, data_dir, tmp_path):
+    for flag in ("--alpha", "--flow-steps"):
+        failing(fql, capsys, command(data_dir, tmp_path, flag, -1), f"{flag} -1")
 
 
 def test_the_functions_that_people_copy_need_only_torch():

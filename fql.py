@@ -1,0 +1,636 @@
+"""FQL, flow Q-learning (arXiv 2502.02538), in one file: the baseline of drol.py and otherwise the same file.
+
+    $ python fql.py --env-id humanoidmaze-medium --alpha 30
+
+A behaviour flow v(s, x, t) is trained to carry noise to the actions of the dataset. A one-step actor f(s, z)
+turns a state s and a latent z into an action: it is distilled from the flow's endpoint for the same z and
+guided by the critic. Acting takes one latent and one pass of the actor; the flow plays no part in it.
+
+One update, from a batch (s, a, r, m, s') of the dataset, m = 0 where s' must not be bootstrapped from:
+
+  1. latents     z standard normal in R^A, A action dimensions                             sample_latents
+  2. critic      a' = clip(f(s', z')), one latent; y = r + discount * m * agg_i Qbar_i(s', a')
+                 L_critic = mean_{i, batch} (Q_i(s, a) - y)^2; agg: mean or min (q_agg)       critic_loss
+  3. flow        x_t = (1 - t) x_0 + t a, x_0 normal, t uniform in [0, 1]
+                 L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2                          flow_loss
+  4. endpoint    x <- x + v(s, x, i/N) / N from x = z, i = 0..N-1; clip; held constant         flow_action
+  5. actor       L_actor = alpha * mean_{batch, A} (f(s, z) - endpoint)^2 - mean_batch(q),     actor_loss
+                 q = mean_i Q_i(s, clip(f(s, z))), the critics held constant
+  6. step        one Adam step on L_critic + L_flow + L_actor, all at the same parameters;         update
+                 Qbar <- Qbar + tau * (Q - Qbar), Q from before that step
+"""
+
+import copy
+import csv
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections import namedtuple
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import filelock
+import gymnasium
+import numpy as np
+import ogbench
+import torch
+import tyro
+from ogbench.relabel_utils import relabel_dataset
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass
+class Args:
+    env_id: str  # OGBench family (humanoidmaze-medium) or name (cube-double-play-singletask-task2-v0)
+    task: int | None = None  # task of the family, 1 to 5; unset: OGBench's default task
+    seed: int = 0  # seed of initialisation, batches, noise and evaluation
+    alpha: float | None = None  # weight of distillation against the Q term; unset: the family's published one
+    flow_steps: int = 10  # Euler steps from a latent to the flow's endpoint
+    discount: float | None = None  # discount factor; unset: the family's published value
+    q_agg: Literal["mean", "min"] | None = None  # joins the target critics; unset: the published way
+    actor_q_agg: Literal["mean", "min"] = "mean"  # joins the critics in the actor loss
+    normalize_q: bool = False  # divide the Q term by the batch mean of |q|: alpha is free of Q's scale
+    steps: int = 1_000_000  # gradient steps; a finished run that is given more goes on
+    batch_size: int = 256  # transitions an update
+    lr: float = 3e-4  # Adam's learning rate
+    tau: float = 0.005  # the target critic's update rate
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden widths of every network
+    eval_interval: int = 100_000  # updates between evaluations, which change no weight; the end is one too
+    eval_episodes: int = 50  # episodes an evaluation
+    eval_envs: int = 10  # environments, a process each, that share the episodes; part of their seeds
+    log_interval: int = 5_000  # updates between rows of train.csv
+    checkpoint_interval: int = 10_000  # updates between checkpoints; Ctrl-C and SIGTERM save one as well
+    snapshot_interval: int = 0  # updates between checkpoints that are kept, for figures; 0: none
+    data_dir: Path = Path(ogbench.utils.DEFAULT_DATASET_DIR)  # datasets; a missing one is downloaded
+    run_dir: Path = Path("runs")  # folder of the runs
+    device: str = "auto"  # auto (the GPU if it works), cpu, cuda or cuda:N
+    compile: bool = False  # run the losses through torch.compile
+    overwrite: bool = False  # delete what the run's folder holds and start anew
+    track: bool = False  # log to Weights & Biases as well (pip install wandb)
+
+
+# Published settings, a row a family: dataset, discount, q_agg, alpha.
+PRESETS = {
+    "antmaze-large": ("navigate", 0.99, "min", 10.0),
+    "antmaze-giant": ("navigate", 0.995, "min", 10.0),
+    "humanoidmaze-medium": ("navigate", 0.995, "mean", 30.0),
+    "humanoidmaze-large": ("navigate", 0.995, "mean", 30.0),
+    "antsoccer-arena": ("navigate", 0.995, "mean", 10.0),
+    "cube-single": ("play", 0.99, "mean", 300.0),
+    "cube-double": ("play", 0.99, "mean", 300.0),
+    "scene": ("play", 0.99, "mean", 300.0),
+    "puzzle-3x3": ("play", 0.99, "mean", 1000.0),
+    "puzzle-4x4": ("play", 0.99, "mean", 1000.0),
+    "pointmaze": ("navigate", 0.995, "mean", 10.0),  # ours, for all of pointmaze
+}
+PRESET_FLAGS = ("discount", "q_agg", "alpha")
+ALGORITHM, RUN_NAME = "fql", "fql-{hash}"
+RANGES = {"lr": (0, 1), "tau": (0, 1), "discount": (0, 1), "seed": (0, 1e9), "snapshot_interval": (0, 1e9),
+          "alpha": (0, 1e9)}  # of the others: 1 to 1e9
+# Settings that change no number of a run, and so have no part in its folder's name:
+NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
+              "data_dir", "run_dir", "device", "compile", "overwrite", "track"}
+Env = namedtuple("Env", "name family dataset task preset")  # name: cube-single-play-singletask-task2-v0
+TASKS = 5  # of each OGBench family
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the message says how, and the command line prints only that."""
+
+
+def find_env(env_id, task=None):
+    """The Env that an id and a task name. Raises UserError where there is none."""
+    pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task(\d+))?-v0)?"
+    family, kind, named_task = re.fullmatch(pattern, env_id).groups()
+    known = [re.fullmatch("(?!visual)(.*)-singletask-v0", name) for name in gymnasium.registry]
+    known = [match[1] for match in known if match]
+    if family not in known:
+        near = ", ".join(difflib.get_close_matches(family, known, n=3, cutoff=0))
+        raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
+    relatives = [row for row in PRESETS if row.split("-")[0] == family.split("-")[0]]
+    preset = family if family in PRESETS else relatives[-1]
+    dataset = f"{family}-{kind or PRESETS[preset][0]}"
+    if named_task and task not in (None, int(named_task)):
+        raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
+    task = int(named_task) if named_task else task
+    if task is None:
+        task = make_env(f"{dataset}-singletask-v0").unwrapped._reward_task_id  # OGBench's default task
+    if not 1 <= task <= TASKS:
+        raise UserError(f"--task {task}: {family} has the tasks 1 to {TASKS}")
+    return Env(f"{dataset}-singletask-task{task}-v0", family, f"{dataset}-v0", task, preset)
+
+
+def about(env):
+    """What a score is of."""
+    return f"{env.name}: task {env.task} of {TASKS}; published scores are means over all {TASKS} tasks"
+
+
+def resolve(args):
+    """Checks args and fills in the preset. Returns a new Args, its Env, and where each setting came from."""
+    env, args = find_env(args.env_id, args.task), copy.copy(args)
+    origin = {field.name: "command line" for field in fields(Args)}
+    origin |= {field.name: "default" for field in fields(Args) if getattr(args, field.name) == field.default}
+    published = env.dataset == f"{env.preset}-{PRESETS[env.preset][0]}-v0"
+    for flag, value in zip(PRESET_FLAGS, PRESETS[env.preset][1:], strict=True):
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+            origin[flag] = f"{'published for' if published else 'not published; as for'} {env.preset}"
+    args.task, args.data_dir, args.run_dir = env.task, args.data_dir.expanduser(), args.run_dir.expanduser()
+    for flag, value in vars(args).items():
+        low, high = RANGES.get(flag, (1, 1e9))
+        if type(value) in (int, float, tuple) and not all(low <= x <= high for x in np.atleast_1d(value)):
+            raise UserError(f"--{flag.replace('_', '-')} {value}: give {low} to {high:g}")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise UserError("--track needs wandb, which is not installed: pip install wandb")
+    return args, env, origin
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+
+class Episode(gymnasium.Wrapper):
+    """Makes an episode a function of its seed alone, sums it up in its last info, and then stands still."""
+
+    def reset(self, *, seed=None, options=None):
+        np.random.seed(seed)  # OGBench's mazes draw from NumPy's global generator and from the action space
+        self.env.unwrapped.action_space.seed(seed)
+        self.last, self.rewards = None, []
+        return self.env.reset(seed=seed)[0], {}
+
+    def step(self, action):
+        if self.last:
+            return self.last
+        *result, info = self.env.step(action)  # observation, reward, terminated, truncated
+        self.rewards.append(result[1])
+        if not (result[2] or result[3]):
+            return *result, {}
+        summary = {"score": 100.0 * info["success"], "return": sum(self.rewards), "length": len(self.rewards)}
+        self.last = *result, summary
+        return self.last
+
+
+def make_env(name):
+    """The environment of a full name. Its reward and success are those of s, not s' (OGBench 1.2)."""
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
+    warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
+    if multiprocessing.parent_process():  # a worker, where Ctrl-C is the main process's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return Episode(ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True))
+
+
+def read_split(path, env, sample_env):
+    """A file in OGBench's format as a dict of float32 arrays, with rewards and masks of env's task."""
+    try:
+        data = ogbench.load_dataset(path, add_info=True)
+        relabel_dataset(env.name, sample_env, data)
+        data = {key: value for key, value in data.items() if key not in ("qpos", "qvel", "button_states")}
+        dims = {"observations": sample_env.observation_space.shape, "actions": sample_env.action_space.shape}
+        for key, value in data.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"'{key}' holds NaN or infinity")
+            if not len(value) or value.shape[1:] != dims.get(key.removeprefix("next_"), ()):
+                raise ValueError(f"the shape {value.shape} of '{key}' does not fit {env.name}")
+    except Exception as error:  # whatever a broken file makes its readers raise
+        raise UserError(f"dataset {path} is not usable: {error}; delete it to download it anew") from error
+    np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5, out=data["actions"])
+    return data
+
+
+def load_data(env, data_dir, device):
+    """The training and the validation split as dicts of tensors on the device, and a report on them.
+
+    observations, next_observations (N, O); actions (N, A); rewards, masks (N,). Downloads what is missing.
+    """
+    path, validation_path = data_dir / f"{env.dataset}.npz", data_dir / f"{env.dataset}-val.npz"
+    try:
+        ogbench.download_datasets([env.dataset], data_dir)
+    except OSError as error:
+        collect = "" if env.family.startswith(("ant", "humanoid")) else \
+            f", or make one: python tools/collect.py --env-id {env.family}; then add --data-dir data"
+        raise UserError(f"dataset {path} is missing and could not be downloaded ({error}): put it and "
+                        f"{validation_path.name} there{collect}") from error
+    sample_env = make_env(env.name)
+    train, validation = read_split(path, env, sample_env), read_split(validation_path, env, sample_env)
+    digest = hashlib.sha256()
+    for key in ("observations", "actions", "rewards", "masks"):
+        digest.update(np.ascontiguousarray(train[key]))
+    report = {"path": str(path), "source": str(np.load(path).get("source", "official OGBench file")),
+              "fingerprint": digest.hexdigest()[:16], "episodes": int(train["terminals"].sum()),
+              "transitions": len(train["rewards"]), "validation_transitions": len(validation["rewards"]),
+              "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
+              "terminal_share": float(np.mean(train["masks"] == 0))}
+    tensors = [{key: torch.from_numpy(value).to(device) for key, value in split.items() if key != "terminals"}
+               for split in (train, validation)]
+    return *tensors, report
+
+
+def sample_batch(data, batch_size, generator):
+    """A batch drawn uniformly: a dict like data, with B rows."""
+    index = torch.randint(len(data["rewards"]), (batch_size,), generator=generator, device=generator.device)
+    return {key: tensor[index] for key, tensor in data.items()}
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+class MLP(nn.Sequential):
+    """Joins its inputs (..., D_i). A hidden width: Linear, GELU in its tanh form and, if asked, LayerNorm."""
+
+    def __init__(self, in_dim, hidden_dims, out_dim, layer_norm, generator):
+        layers = []
+        for width in hidden_dims:
+            layers += [nn.Linear(in_dim, width), nn.GELU(approximate="tanh")]
+            layers += [nn.LayerNorm(width, eps=1e-6)] if layer_norm else []
+            in_dim = width
+        super().__init__(*layers, nn.Linear(in_dim, out_dim))
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight, generator=generator)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, *inputs):
+        return super().forward(torch.cat(inputs, -1))
+
+
+class Critic(nn.ModuleList):
+    """Q_1 and Q_2: observations (B, O) and actions (B, A) to values (2, B)."""
+
+    def __init__(self, in_dim, hidden_dims, generator):
+        super().__init__(MLP(in_dim, hidden_dims, 1, True, generator) for _ in range(2))
+
+    def forward(self, s, a):
+        return torch.stack([q(s, a).squeeze(-1) for q in self])  # (2, B)
+
+
+def make_networks(observation_dim, action_dim, hidden_dims, generator):
+    """Fresh networks by name. generator: on the CPU, so that a seed starts alike on every device."""
+    in_dim = observation_dim + action_dim
+    networks = nn.ModuleDict({"actor": MLP(in_dim, hidden_dims, action_dim, False, generator)})  # f(s, z)
+    networks["critic"] = Critic(in_dim, hidden_dims, generator)
+    networks["flow"] = MLP(in_dim + 1, hidden_dims, action_dim, False, generator)  # v(s, x, t)
+    networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
+    return networks
+
+
+# ----------------------------------------------------------------------------------------------- algorithm
+# B batch, O observation and A action dimensions.
+
+
+def sample_latents(*shape, generator):
+    """Latents of a shape (..., A), standard normal."""
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def sample_noise(batch_size, action_dim, args, generator):
+    """All that is random in one update."""
+    return {"next_noises": sample_latents(batch_size, action_dim, generator=generator),  # (B, A)
+            "x_0": sample_latents(batch_size, action_dim, generator=generator),  # (B, A)
+            "t": torch.rand(batch_size, 1, generator=generator, device=generator.device),
+            "noises": sample_latents(batch_size, action_dim, generator=generator)}  # (B, A)
+
+
+@torch.no_grad()
+def flow_action(flow, s, z, flow_steps):
+    """Endpoint (B, A) of the flow from z (B, A) at states (B, O), by Euler's method, without a graph."""
+    x = z
+    for i in range(flow_steps):
+        # x <- x + v(s, x, i/N) / N
+        x = x + flow(s, x, torch.full_like(x[:, :1], i / flow_steps)) / flow_steps
+    return x.clamp(-1, 1)
+
+
+def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
+    """TD loss of both critics, and its metrics. batch: see sample_batch; next_z: (B, A)."""
+    with torch.no_grad():
+        next_a = actor(batch["next_observations"], next_z).clamp(-1, 1)
+        next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
+        next_q = next_q.amin(0) if q_agg == "min" else next_q.mean(0)
+        # y = r + discount * m * agg_i Qbar_i(s', a')
+        y = batch["rewards"] + discount * batch["masks"] * next_q
+    q = critic(batch["observations"], batch["actions"])  # (2, B)
+    # L_critic = mean_{i, batch} (Q_i(s, a) - y)^2
+    loss = (q - y).square().mean()
+    return loss, {"critic_loss": loss, "q_data": q.mean()}
+
+
+def flow_loss(flow, batch, x_0, t):
+    """Flow-matching loss of the behaviour flow, and its metrics. x_0: (B, A) noise; t: (B, 1) in [0, 1]."""
+    s, a = batch["observations"], batch["actions"]
+    x_t = (1 - t) * x_0 + t * a
+    # L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2
+    loss = (flow(s, x_t, t) - (a - x_0)).square().mean()
+    return loss, {"flow_loss": loss}
+
+
+def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, actor_q_agg, normalize_q):
+    """Distillation of the flow plus the Q term, and its metrics. z: (B, A)."""
+    s, pi = batch["observations"], actor(batch["observations"], z)
+    # L_distill = mean_{batch, A} (f(s, z) - endpoint)^2
+    distill_loss = (pi - flow_action(flow, s, z, flow_steps)).square().mean()
+    # Q guides the actor and is not trained by it: its parameters enter as constants.
+    constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    q = torch.func.functional_call(critic, constants, (s, pi.clamp(-1, 1)))  # (2, B)
+    q = q.amin(0) if actor_q_agg == "min" else q.mean(0)
+    # L_Q = -mean(q), with normalize_q / max(mean |q|, 1e-6), the divisor held constant
+    q_loss = -q.mean()
+    if normalize_q:
+        q_loss = q_loss / q.detach().abs().mean().clamp(min=1e-6)
+    # L_actor = alpha * L_distill + L_Q
+    loss = alpha * distill_loss + q_loss
+    return loss, {"actor_loss": loss, "distill_loss": distill_loss, "q_loss": q_loss, "q": q.mean()}
+
+
+def losses(networks, batch, noise, args):
+    """L_critic + L_flow + L_actor, all at the same parameters, and the metrics of all."""
+    actor, critic, target_critic = networks["actor"], networks["critic"], networks["target_critic"]
+    loss_c, metrics_c = critic_loss(actor, critic, target_critic, batch, noise["next_noises"],
+                                    args.discount, args.q_agg)
+    loss_f, metrics_f = flow_loss(networks["flow"], batch, noise["x_0"], noise["t"])
+    loss_a, metrics_a = actor_loss(actor, networks["flow"], critic, batch, noise["noises"],
+                                   args.flow_steps, args.alpha, args.actor_q_agg, args.normalize_q)
+    return loss_c + loss_f + loss_a, metrics_c | metrics_f | metrics_a
+
+
+def update(networks, optimizer, batch, noise, args, losses=losses):
+    """One gradient step of every network, in place. Returns the metrics, as tensors."""
+    loss, metrics = losses(networks, batch, noise, args)
+    optimizer.zero_grad()
+    loss.backward()
+    with torch.no_grad():  # the target follows the critic from before the step
+        for target, source in zip(networks["target_critic"].parameters(), networks["critic"].parameters()):
+            target.lerp_(source, args.tau)
+    optimizer.step()
+    return {key: value.detach() for key, value in metrics.items()}
+
+
+@torch.no_grad()
+def diagnostics(actor, batch, noise):
+    """Squared distance of a fresh sample from the dataset action, per action dimension; only when logged."""
+    fresh = actor(batch["observations"], noise["next_noises"]).clamp(-1, 1)
+    return {"mse": (fresh - batch["actions"]).square().mean()}
+
+
+@torch.no_grad()
+def act(actor, observation, action_dim, generator):
+    """Actions (..., A) in [-1, 1] for observations (..., O), NumPy on both sides: one latent, one pass."""
+    s = torch.as_tensor(observation, dtype=torch.float32, device=generator.device)
+    z = sample_latents(*s.shape[:-1], action_dim, generator=generator)
+    return actor(s, z).clamp(-1, 1).cpu().numpy()
+
+
+# ---------------------------------------------------------------------------------- evaluation and records
+
+
+def make_seed(*key):
+    """A seed from a tuple of integers."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def make_generator(device, *key):
+    """A random generator from a tuple of integers: each purpose has its own, and none disturbs another."""
+    return torch.Generator(device).manual_seed(make_seed(*key))
+
+
+def load_policy(path, device="cpu", seed=0):
+    """A checkpoint's policy: a function from observations to actions (see act). Raises UserError."""
+    saved = load_checkpoint(path, device)
+    networks = make_networks(*saved["dims"], torch.Generator()).to(device)
+    networks.load_state_dict(saved["networks"])
+    generator = make_generator(device, seed)
+    return lambda observation: act(networks["actor"], observation, saved["dims"][1], generator)
+
+
+def make_eval_envs(name, count):
+    """count environments of one name, a process each, stepped together."""
+    return gymnasium.vector.AsyncVectorEnv([lambda: make_env(name)] * count, context="forkserver",
+                                           autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+
+
+def evaluate(policy, envs, episodes, key, stop=()):
+    """Plays episodes, each environment a fixed share, each episode seeded by (*key, environment, episode).
+
+    Returns means over the episodes, or None as soon as stop holds something. score: OGBench's success in %.
+    """
+    count = envs.num_envs
+    share = episodes // count + (np.arange(count) < episodes % count)
+    played, fresh, finished = np.zeros(count, int), np.ones(count, bool), []
+    while (played < share).any():
+        if stop:
+            return None
+        if fresh.any():  # the others play on, or stand still once they have played their share
+            seeds = [make_seed(*key, i, episode) for i, episode in enumerate(played.tolist())]
+            observations, _ = envs.reset(seed=seeds, options={"reset_mask": fresh})
+        observations, _, terminated, truncated, info = envs.step(policy(observations))
+        ended = (terminated | truncated) & (played < share)
+        finished += [(info["score"][i], info["return"][i], info["length"][i]) for i in np.flatnonzero(ended)]
+        played += ended
+        fresh = ended & (played < share)
+    (score, total, length), std = np.mean(finished, 0).tolist(), np.std(finished, 0).tolist()[1]
+    return {"score": score, "return": total, "return_std": std, "length": length}
+
+
+def load_checkpoint(path, device):
+    """A checkpoint as a dict. Raises UserError where it is not one of this algorithm's."""
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        if saved["algorithm"] != ALGORITHM:
+            raise ValueError(f"made by {saved['algorithm']}.py")
+        return saved
+    except Exception as error:  # whatever a broken file makes torch raise
+        raise UserError(f"checkpoint {path} is missing, damaged or not of {ALGORITHM}.py: restore it, or "
+                        f"train anew with --overwrite") from error
+
+
+def lock_run(run, overwrite):
+    """Makes the run's folder, afresh if told to, and keeps other processes out while the result is held."""
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{run}.lock").acquire(timeout=0)
+        if overwrite and run.exists():
+            shutil.rmtree(run)
+        run.mkdir(exist_ok=True)
+        return lock
+    except filelock.Timeout as error:
+        raise UserError(f"run folder {run} is in use by another process; wait for it or stop it") from error
+    except OSError as error:
+        raise UserError(f"run folder {run} cannot be written ({error}); give another --run-dir") from error
+
+
+# ---------------------------------------------------------------------------------------------------- main
+
+
+def pick_device(wanted):
+    """The torch device that --device means. Raises UserError where it does not work."""
+    try:
+        return torch.zeros(1, device="cuda" if wanted == "auto" else wanted).device
+    except (RuntimeError, AssertionError) as error:
+        if wanted != "auto":
+            raise UserError(f"--device {wanted} does not work ({error}); give auto, cpu or cuda") from error
+    if shutil.which("nvidia-smi"):
+        print("WARNING: torch cannot use this machine's NVIDIA card, and the CPU is slow.\n"
+              "WARNING: Install the torch build that fits the card's driver (README, Install).")
+    return torch.device("cpu")
+
+
+def compile_losses(device):
+    """losses through torch.compile, or as they are where no compiler works."""
+    try:
+        torch.compile(torch.sin)(torch.ones(1, device=device))
+        return torch.compile(losses)
+    except Exception as error:
+        print(f"--compile is left out: no working compiler ({type(error).__name__})")
+        return losses
+
+
+def train(args, env, run, data, validation_data, device):
+    """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the exit code."""
+    dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
+    networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
+    trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=args.lr, fused=True)
+    generators = {name: make_generator(device, args.seed, i) for i, name in enumerate(("batch", "noise"), 1)}
+    step, seconds, rows, identity = 0, 0.0, {"train": [], "eval": []}, "/".join(run.parts[-3:])
+    checkpoint = run / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = load_checkpoint(checkpoint, device)
+        if saved["identity"] != identity:
+            raise UserError(f"checkpoint {checkpoint} is of another run, {saved['identity']}: move it away, "
+                            f"or train anew with --overwrite")
+        networks.load_state_dict(saved["networks"])
+        optimizer.load_state_dict(saved["optimizer"])
+        for name, generator in generators.items():
+            generator.set_state(saved["generators"][name].cpu())
+        step, seconds, rows = saved["step"], saved["seconds"], saved["rows"]
+        print(f"resumed at update {step:,}")
+    losses_used = compile_losses(device) if args.compile else losses
+    envs, stop, start = None, [], time.perf_counter() - seconds
+    handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    board = SummaryWriter(run, purge_step=step + 1)
+    bar = tqdm(total=args.steps, initial=step, unit=" updates", dynamic_ncols=True, disable=None)
+
+    def record(name, row):
+        rows[name].append({"step": step, **row})
+        with open(run / f"{name}.csv", "w", newline="") as file:  # whole: a resumed run takes rows back
+            writer = csv.DictWriter(file, rows[name][0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows[name])
+        for key, value in row.items():
+            board.add_scalar(f"{name}/{key}", value, step)
+
+    def save():
+        content = {"algorithm": ALGORITHM, "env": env.name, "identity": identity, "dims": dims, "step": step,
+                   "seconds": time.perf_counter() - start, "rows": rows, "networks": networks.state_dict(),
+                   "optimizer": optimizer.state_dict(),
+                   "generators": {name: generator.get_state() for name, generator in generators.items()}}
+        torch.save(content, run / "checkpoint.partial")
+        os.replace(run / "checkpoint.partial", checkpoint)  # so that a file of this name is always whole
+
+    try:
+        while not stop:
+            evaluated = not step or any(row["step"] == step for row in rows["eval"])
+            if not evaluated and (step % args.eval_interval == 0 or step >= args.steps):
+                envs = envs or make_eval_envs(env.name, min(args.eval_envs, args.eval_episodes))
+                generator = make_generator(device, args.seed, 3, step)
+                policy = lambda observation: act(networks["actor"], observation, dims[1], generator)
+                result = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
+                if result is None:
+                    break
+                record("eval", result)
+                save()
+                tqdm.write(f"update {step:>9,}  " + "  ".join(f"{key} {x:7.1f}" for key, x in result.items()))
+            if step >= args.steps:
+                break
+            batch = sample_batch(data, args.batch_size, generators["batch"])
+            noise = sample_noise(args.batch_size, dims[1], args, generators["noise"])
+            logged = {}
+            if (step + 1) % args.log_interval == 0:  # at the parameters that the update starts from
+                generator = make_generator(device, args.seed, 4, step)
+                held_out = sample_batch(validation_data, args.batch_size, generator)
+                with torch.no_grad():
+                    _, metrics = losses(networks, held_out, noise, args)
+                logged = {f"val_{key}": value for key, value in metrics.items()}
+                logged |= diagnostics(networks["actor"], batch, noise)
+            metrics = update(networks, optimizer, batch, noise, args, losses_used)
+            step += 1
+            bar.update()
+            if logged:
+                logged = metrics | logged
+                values = torch.stack(list(logged.values())).tolist()  # the one transfer from the device
+                record("train", {"seconds": time.perf_counter() - start, **dict(zip(logged, values))})
+            if step % args.checkpoint_interval == 0:
+                save()
+            if args.snapshot_interval and step % args.snapshot_interval == 0:
+                save()
+                (run / "snapshots").mkdir(exist_ok=True)
+                shutil.copy(checkpoint, run / "snapshots" / f"step{step}.pt")
+        if stop:
+            save()
+    finally:
+        bar.close()
+        board.close()
+        if envs:
+            envs.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stop:
+        print(f"stopped at update {step:,} and saved; the same command goes on from there")
+        return 128 + stop[0]
+    scores = [row["score"] for row in rows["eval"]][-3:]
+    print(f"finished at update {step:,}: score {np.mean(scores):.1f}, the success rate in % over the last "
+          f"{len(scores)} evaluations\n{about(env)}")
+    return 0
+
+
+def main(argv=None):
+    """The command line. Returns 0, or 128 + n after signal n; exits with 1 on a mistake of the user's."""
+    args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
+    try:
+        args, env, origin = resolve(args)
+        device = pick_device(args.device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32
+        print(f"{ALGORITHM.upper()} on {about(env)}")
+        print(f"device: {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+        data, validation_data, report = load_data(env, args.data_dir, device)
+        print("data: {path}, {source}\n{transitions:,} transitions in {episodes:,} episodes, "
+              "{validation_transitions:,} for validation; rewards {reward_min:g} to {reward_max:g}, "
+              "{terminal_share:.2%} terminal; fingerprint {fingerprint}".format(**report))
+        for key, value in vars(args).items():
+            print(f"  {key:<20}{value!s:<24}{origin[key]}")
+        hashed = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
+        digest = hashlib.sha256(json.dumps([env.name, report["fingerprint"], hashed]).encode()).hexdigest()
+        run = args.run_dir / f"{env.dataset.removesuffix('-v0')}-task{env.task}"
+        run = run / RUN_NAME.format(**hashed, hash=digest[:8]) / f"seed{args.seed}"
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "mujoco", "ogbench")}
+        config = {"algorithm": ALGORITHM, "env": env._asdict(), "settings": asdict(args), "origin": origin,
+                  "data": report, "device": str(device), "versions": versions}
+        with lock_run(run, args.overwrite):
+            (run / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+            print(run)
+            if args.track:
+                import wandb
+                wandb.init(project="drol", id="-".join(run.parts[-2:]), name=str(run), config=config, dir=run,
+                           resume="allow", sync_tensorboard=True)
+            return train(args, env, run, data, validation_data, device)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
