@@ -424,6 +424,7 @@ def load_policy(path, device="cpu", seed=0):
 
 def make_eval_envs(name, count):
     """count environments of one name, a process each, stepped together."""
+    multiprocessing.set_forkserver_preload([Path(__file__).stem])  # imports once what all the processes need
     return gymnasium.vector.AsyncVectorEnv([lambda: make_env(name)] * count, context="forkserver",
                                            autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
 
@@ -579,12 +580,11 @@ def train(args, env, run, data, validation_data, device):
                 logged = metrics | logged
                 values = torch.stack(list(logged.values())).tolist()  # the one transfer from the device
                 record("train", {"seconds": time.perf_counter() - start, **dict(zip(logged, values))})
-            if step % args.checkpoint_interval == 0:
+            kept = args.snapshot_interval and step % args.snapshot_interval == 0
+            if kept or step % args.checkpoint_interval == 0:
                 save()
-            if args.snapshot_interval and step % args.snapshot_interval == 0:
-                save()
-                (run / "snapshots").mkdir(exist_ok=True)
-                shutil.copy(checkpoint, run / "snapshots" / f"step{step}.pt")
+            if kept:
+                shutil.copy(checkpoint, run / f"snapshot{step}.pt")
         if stop:
             save()
     finally:
