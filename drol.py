@@ -111,6 +111,7 @@ NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_int
               "data_dir", "run_dir", "device", "compile", "overwrite", "track"}
 Env = namedtuple("Env", "name family dataset task preset")  # name: cube-single-play-singletask-task2-v0
 TASKS = 5  # of each OGBench family
+NOTE = f"task {{}} of {TASKS}; a published score is the mean over all {TASKS} tasks of a family"
 
 
 class UserError(ValueError):
@@ -120,9 +121,8 @@ class UserError(ValueError):
 def find_env(env_id, task=None):
     """The Env that an id and a task name. Raises UserError where there is none."""
     pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task(\d+))?-v0)?"
-    family, kind, named_task = re.fullmatch(pattern, env_id).groups()
-    known = [re.fullmatch("(?!visual)(.*)-singletask-v0", name) for name in gymnasium.registry]
-    known = [match[1] for match in known if match]
+    family, kind, named_task = re.fullmatch(pattern, env_id, re.S).groups()
+    known = re.findall("^(?!visual)(.*)-singletask-v0$", "\n".join(gymnasium.registry), re.M)
     if family not in known:
         near = ", ".join(difflib.get_close_matches(family, known, n=3, cutoff=0))
         raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
@@ -137,11 +137,6 @@ def find_env(env_id, task=None):
     if not 1 <= task <= TASKS:
         raise UserError(f"--task {task}: {family} has the tasks 1 to {TASKS}")
     return Env(f"{dataset}-singletask-task{task}-v0", family, f"{dataset}-v0", task, preset)
-
-
-def about(env):
-    """What a score is of."""
-    return f"{env.name}: task {env.task} of {TASKS}; published scores are means over all {TASKS} tasks"
 
 
 def resolve(args):
@@ -599,7 +594,7 @@ def train(args, env, run, data, validation_data, device):
         return 128 + stop[0]
     scores = [row["score"] for row in rows["eval"]][-3:]
     print(f"finished at update {step:,}: score {np.mean(scores):.1f}, the success rate in % over the last "
-          f"{len(scores)} evaluations\n{about(env)}")
+          f"{len(scores)} evaluations\n{NOTE.format(env.task)}\n{run}")
     return 0
 
 
@@ -611,12 +606,12 @@ def main(argv=None):
         device = pick_device(args.device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
-        print(f"{ALGORITHM.upper()} on {about(env)}")
-        print(f"device: {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+        print(f"{ALGORITHM.upper()} on {env.name}\n{NOTE.format(env.task)}\n"
+              f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
         data, validation_data, report = load_data(env, args.data_dir, device)
-        print("data: {path}, {source}\n{transitions:,} transitions in {episodes:,} episodes, "
-              "{validation_transitions:,} for validation; rewards {reward_min:g} to {reward_max:g}, "
-              "{terminal_share:.2%} terminal; fingerprint {fingerprint}".format(**report))
+        print("{path}\n  {source}\n  {transitions:,} transitions in {episodes:,} episodes, "
+              "{validation_transitions:,} for validation\n  rewards {reward_min:g} to {reward_max:g}, "
+              "{terminal_share:.2%} terminal, fingerprint {fingerprint}".format(**report))
         for key, value in vars(args).items():
             print(f"  {key:<20}{value!s:<24}{origin[key]}")
         hashed = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}

@@ -193,8 +193,8 @@ def main(argv=None):
     kind = "play" if args.env_id in PLAY else "navigate"
     train = args.data_dir.expanduser() / f"{args.env_id}-{kind}-v0.npz"
     validation = train.with_name(f"{train.stem}-val.npz")
-    versions = " ".join(f"{package} {importlib.metadata.version(package)}" for package in ("ogbench", "mujoco"))
-    source = f"collected locally: {args.env_id} {kind} oracle, {args.episodes} episodes, seed {args.seed}, {versions}"
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("ogbench", "mujoco"))
+    source = f"collected locally: {args.env_id} {kind}, {args.episodes} episodes, seed {args.seed}, {versions}"
     if train.exists() and validation.exists():
         found = str(np.load(train)["source"]) if "source" in np.load(train) else "an official dataset"
         if found == source:

@@ -83,10 +83,12 @@ def write_video(path, frames, fps):
     """Writes a GIF or an MP4 under another name and moves it into place once it is whole."""
     import imageio
 
-    options = {".gif": {"duration": 1000 / fps, "loop": 0}, ".mp4": {"fps": fps, "macro_block_size": 2}}
+    options = {".gif": {"duration": 1000 / fps, "loop": 0},
+               ".mp4": {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "quiet"}}
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         imageio.mimwrite(partial, frames, **options[path.suffix])
+        imageio.imread(partial)  # of a disk that ran full, ffmpeg tells nobody; such a file has no first frame
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -98,9 +100,10 @@ def main(argv=None):
     if min(args.episodes, args.video_episodes, args.seed + 1) < 1 or not 1 <= args.fps <= 100:
         fail("give --episodes and --video-episodes 1 or more, --seed 0 or more, --fps 1 to 100")
     warnings.simplefilter("ignore")
+    sys.unraisablehook = lambda _: None  # what libraries complain of as their objects are thrown away
     line = "{:<12} score {:5.1f}  return {:8.1f}  length {:6.1f}"
     recorded = min(args.video_episodes, args.episodes) if args.video else 0
-    env, rows, frames = None, [], []
+    rows, frames = [], []
     try:
         if args.video:
             prepare_video(args.video)
@@ -117,10 +120,6 @@ def main(argv=None):
         fail(f"--video {args.video} cannot be written: {error}" if args.video else str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        for name in ("custom_renderer", "_renderer"):  # of mazes and of arms; left open, it complains at exit
-            if renderer := env and getattr(env.unwrapped, name, None):
-                renderer.close()
     print(line.format("mean", *torch.tensor(rows, dtype=torch.float64).mean(0).tolist()))
 
 
