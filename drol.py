@@ -545,8 +545,8 @@ def train(args, env, run, data, validation_data, device):
 
     try:
         while not stop:
-            evaluated = not step or any(row["step"] == step for row in rows["eval"])
-            if not evaluated and (step % args.eval_interval == 0 or step >= args.steps):
+            due = step and (step % args.eval_interval == 0 or step >= args.steps)
+            if due and step not in [row["step"] for row in rows["eval"]]:
                 envs = envs or make_eval_envs(env.name, min(args.eval_envs, args.eval_episodes))
                 generator = make_generator(device, args.seed, 3, step)
                 policy = lambda observation: act(networks["actor"], observation, dims[1], generator)
@@ -631,6 +631,8 @@ def main(argv=None):
             return train(args, env, run, data, validation_data, device)
     except (UserError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:  # before there was anything to save
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
