@@ -25,11 +25,12 @@ setup() {
     python=$PWD/.venv/bin/python
 }
 
+# Small networks, and a learning rate and target update rate above the published ones, to learn within minutes on a laptop.
 demo() {
     setup
     "$python" tools/collect.py --env-id cube-single --episodes 100 --data-dir data
-    "$python" drol.py --env-id cube-single --k 16 --data-dir data --steps 40000 --eval-interval 5000 \
-        --hidden-dims 128 128 128 --batch-size 128 --log-interval 1000 "$@"
+    "$python" drol.py --env-id cube-single --k 16 --data-dir data --steps 30000 --eval-interval 5000 \
+        --hidden-dims 128 128 128 --lr 1e-3 --tau 0.02 --log-interval 1000 "$@"
 }
 
 case ${1:-} in
