@@ -225,7 +225,7 @@ def load_data(env, data_dir, device):
     digest = hashlib.sha256()
     for key in ("observations", "actions", "rewards", "masks"):
         digest.update(np.ascontiguousarray(train[key]))
-    report = {"path": str(path), "source": str(np.load(path).get("source", "official OGBench file")),
+    report = {"path": str(path), "source": str(np.load(path).get("source", "not marked as collected")),
               "fingerprint": digest.hexdigest()[:16], "episodes": int(train["terminals"].sum()),
               "transitions": len(train["rewards"]), "validation_transitions": len(validation["rewards"]),
               "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),

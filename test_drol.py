@@ -887,7 +887,7 @@ def test_humanoidmaze_up_to_the_download(program, tmp_path):
                   "--run-dir", str(tmp_path / "runs"), "--log-interval", "2", "--eval-episodes", "1"])
     run = run_of(tmp_path / "runs")
     config = json.loads((run / "config.json").read_text())
-    assert config["data"]["source"] == "official OGBench file" and config["data"]["transitions"] == 300
+    assert config["data"]["source"] == "not marked as collected" and config["data"]["transitions"] == 300
     assert config["data"]["terminal_share"] == pytest.approx(50 / 300)
     assert torch.load(run / "checkpoint.pt", weights_only=True)["dims"] == (69, 21, (512, 512, 512, 512))
     (row,) = read(run / "eval.csv")
