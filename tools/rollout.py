@@ -88,7 +88,8 @@ def write_video(path, frames, fps):
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         imageio.mimwrite(partial, frames, **options[path.suffix])
-        imageio.imread(partial)  # of a disk that ran full, ffmpeg tells nobody; such a file has no first frame
+        with imageio.get_reader(partial) as reader:
+            reader.get_data(0)  # fails where the disk ran full, which ffmpeg keeps to itself
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -117,7 +118,8 @@ def main(argv=None):
             if i + 1 == recorded:
                 write_video(args.video, frames, args.fps)
     except OSError as error:
-        fail(f"--video {args.video} cannot be written: {error}" if args.video else str(error))
+        reason = str(error).partition("\n")[0]  # ffmpeg adds its whole log
+        fail(f"--video {args.video} cannot be written: {reason}" if args.video else reason)
     except KeyboardInterrupt:
         sys.exit(130)
     print(line.format("mean", *torch.tensor(rows, dtype=torch.float64).mean(0).tolist()))
