@@ -174,6 +174,15 @@ def save(path, episodes, source):
         partial.unlink(missing_ok=True)
 
 
+def source_of(path):
+    """Where a dataset file says that it came from."""
+    try:
+        with np.load(path) as file:
+            return str(file["source"]) if "source" in file else "an official dataset"
+    except Exception as error:  # whatever a broken file makes its reader raise
+        sys.exit(f"error: {path} is damaged ({error}); delete it or choose another --data-dir")
+
+
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.env_id.split("-")[0] in ("antmaze", "humanoidmaze", "antsoccer"):
@@ -195,12 +204,13 @@ def main(argv=None):
     validation = train.with_name(f"{train.stem}-val.npz")
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("ogbench", "mujoco"))
     source = f"collected locally: {args.env_id} {kind}, {args.episodes} episodes, seed {args.seed}, {versions}"
-    if train.exists() and validation.exists():
-        found = str(np.load(train)["source"]) if "source" in np.load(train) else "an official dataset"
-        if found == source:
-            print(f"{train} is already there ({source})")
-            return
-        sys.exit(f"error: {train} already holds other data ({found}); delete it or choose another --data-dir")
+    found = [source_of(path) for path in (train, validation) if path.exists()]
+    if found == [source, source]:
+        print(f"{train} is already there ({source})")
+        return
+    for other in set(found) - {source}:  # one file of ours alone is what a cut-off call left: it is made again
+        sys.exit(f"error: {train} or {validation.name} already holds other data ({other}); move it away or choose "
+                 f"another --data-dir")
     try:
         train.parent.mkdir(parents=True, exist_ok=True)
         save(train.with_name(f".{train.stem}.writable"), [{"probe": np.zeros(1)}], source)
