@@ -31,7 +31,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import re
 import shutil
@@ -102,13 +102,13 @@ PRESETS = {
     "puzzle-4x4": ("play", 0.99, "mean", 10.0),
     "pointmaze": ("navigate", 0.995, "mean", 0.3),  # ours, for all of pointmaze
 }
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PRESET_FLAGS = ("discount", "q_agg", "bc_coef")
 ALGORITHM, RUN_NAME = "drol", "drol-k{k}-{hash}"
 RANGES = {"lr": (0, 1), "tau": (0, 1), "discount": (0, 1), "seed": (0, 1e9), "snapshot_interval": (0, 1e9),
           "bc_coef": (0, 1e9)}  # of the others: 1 to 1e9
-# Settings that change no number of a run, and so have no part in its folder's name:
 NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
-              "data_dir", "run_dir", "device", "compile", "overwrite", "track"}
+              "data_dir", "run_dir", "device", "compile", "overwrite", "track"}  # change no number of a run
 Env = namedtuple("Env", "name family dataset task preset")  # name: cube-single-play-singletask-task2-v0
 TASKS = 5  # of each OGBench family
 NOTE = f"task {{}} of {TASKS}; a published score is the mean over all {TASKS} tasks of a family"
@@ -122,7 +122,7 @@ def find_env(env_id, task=None):
     """The Env that an id and a task name. Raises UserError where there is none."""
     pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task(\d+))?-v0)?"
     family, kind, named_task = re.fullmatch(pattern, env_id, re.S).groups()
-    known = re.findall("^(?!visual|humanoidmaze-teleport)(.*)-singletask-v0$", "\n".join(gymnasium.registry), re.M)
+    known = re.findall("^(?!visual|humanoidmaze-t)(.*)-singletask-v0$", "\n".join(gymnasium.registry), re.M)
     if family not in known:
         near = ", ".join(difflib.get_close_matches(family, known, n=3, cutoff=0))
         raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
@@ -187,9 +187,6 @@ def make_env(name):
     """The environment of a full name. Its reward and success are those of s, not s' (OGBench 1.2)."""
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
     warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
-    if multiprocessing.parent_process():  # a worker, where Ctrl-C is the main process's to handle
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return Episode(ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True))
 
 
@@ -214,11 +211,13 @@ def read_split(path, env, sample_env):
 def load_data(env, data_dir, device):
     """The training and the validation split as dicts of tensors on the device, and a report on them.
 
-    observations, next_observations (N, O); actions (N, A); rewards, masks (N,). Downloads what is missing.
-    """
+    observations, next_observations (N, O); actions (N, A); rewards, masks (N,). Downloads what is missing."""
     path, validation_path = data_dir / f"{env.dataset}.npz", data_dir / f"{env.dataset}-val.npz"
     try:
-        ogbench.download_datasets([env.dataset], data_dir)
+        if not (path.exists() and validation_path.exists()):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(data_dir / f"{env.dataset}.lock"):  # of several runs the first downloads
+                ogbench.download_datasets([env.dataset], data_dir)
     except OSError as error:
         collect = "" if env.family.startswith(("ant", "humanoid")) else \
             f", or make one: python tools/collect.py --env-id {env.family}; then add --data-dir data"
@@ -420,15 +419,19 @@ def load_policy(path, device="cpu", seed=0):
 def make_eval_envs(name, count):
     """count environments of one name, a process each, stepped together."""
     multiprocessing.set_forkserver_preload([Path(__file__).stem])  # imports once what all the processes need
-    return gymnasium.vector.AsyncVectorEnv([lambda: make_env(name)] * count, context="forkserver",
-                                           autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+    multiprocessing.resource_tracker.ensure_running()  # before the signals are blocked, which it would undo
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: the main process handles them
+    try:
+        return gymnasium.vector.AsyncVectorEnv([lambda: make_env(name)] * count, context="forkserver",
+                                               autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def evaluate(policy, envs, episodes, key, stop=()):
     """Plays episodes, each environment a fixed share, each episode seeded by (*key, environment, episode).
 
-    Returns means over the episodes, or None as soon as stop holds something. score: OGBench's success in %.
-    """
+    Returns the episodes' means, or None as soon as stop holds something. score: OGBench's success in %."""
     count = envs.num_envs
     share = episodes // count + (np.arange(count) < episodes % count)
     played, fresh, finished = np.zeros(count, int), np.ones(count, bool), []
@@ -485,8 +488,7 @@ def pick_device(wanted):
         if wanted != "auto":
             raise UserError(f"--device {wanted} does not work ({error}); give auto, cpu or cuda") from error
     if shutil.which("nvidia-smi"):
-        print("WARNING: torch cannot use this machine's NVIDIA card, and the CPU is slow.\n"
-              "WARNING: Install the torch build that fits the card's driver (README, Install).")
+        print("WARNING: torch cannot use this machine's NVIDIA card (README, Install); the CPU will be slow.")
     return torch.device("cpu")
 
 
@@ -504,11 +506,10 @@ def train(args, env, run, data, validation_data, device):
     """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the exit code."""
     dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
     networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
-    trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=args.lr, fused=True)
+    optimizer = torch.optim.Adam(networks.parameters(), lr=args.lr, fused=True)  # the target has no gradient
     generators = {name: make_generator(device, args.seed, i) for i, name in enumerate(("batch", "noise"), 1)}
-    step, seconds, rows, identity = 0, 0.0, {"train": [], "eval": []}, "/".join(run.parts[-3:])
-    checkpoint = run / "checkpoint.pt"
+    step, seconds, rows = 0, 0.0, {"train": [], "eval": []}
+    checkpoint, identity = run / "checkpoint.pt", f"{'/'.join(run.parts[-3:])} on {device.type}"
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint, device)
         if saved["identity"] != identity:
@@ -522,7 +523,7 @@ def train(args, env, run, data, validation_data, device):
         print(f"resumed at update {step:,}")
     losses_used = compile_losses(device) if args.compile else losses
     envs, stop, start = None, [], time.perf_counter() - seconds
-    handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in SIGNALS}
     board = SummaryWriter(run, purge_step=step + 1)
     bar = tqdm(total=args.steps, initial=step, unit=" updates", dynamic_ncols=True, disable=None)
 
@@ -535,13 +536,15 @@ def train(args, env, run, data, validation_data, device):
         for key, value in row.items():
             board.add_scalar(f"{name}/{key}", value, step)
 
-    def save():
+    def save(*snapshot):
         content = {"algorithm": ALGORITHM, "env": env.name, "identity": identity, "dims": dims, "step": step,
                    "seconds": time.perf_counter() - start, "rows": rows, "networks": networks.state_dict(),
                    "optimizer": optimizer.state_dict(),
                    "generators": {name: generator.get_state() for name, generator in generators.items()}}
-        torch.save(content, run / "checkpoint.partial")
-        os.replace(run / "checkpoint.partial", checkpoint)  # so that a file of this name is always whole
+        for path in (*snapshot, checkpoint):
+            with open(run / "checkpoint.partial", "wb") as file:
+                torch.save(content, file)
+            os.replace(run / "checkpoint.partial", path)  # so that a file of this name is always whole
 
     try:
         while not stop:
@@ -572,14 +575,13 @@ def train(args, env, run, data, validation_data, device):
             step += 1
             bar.update()
             if logged:
-                logged = metrics | logged
+                logged |= metrics
                 values = torch.stack(list(logged.values())).tolist()  # the one transfer from the device
                 record("train", {"seconds": time.perf_counter() - start, **dict(zip(logged, values))})
-            kept = args.snapshot_interval and step % args.snapshot_interval == 0
-            if kept or step % args.checkpoint_interval == 0:
+            if args.snapshot_interval and step % args.snapshot_interval == 0:
+                save(run / f"snapshot{step}.pt")
+            elif step % args.checkpoint_interval == 0:
                 save()
-            if kept:
-                shutil.copy(checkpoint, run / f"snapshot{step}.pt")
         if stop:
             save()
     finally:
@@ -604,8 +606,7 @@ def main(argv=None):
     try:
         args, env, origin = resolve(args)
         device = pick_device(args.device)
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # concerns the GPU alone
         print(f"{ALGORITHM.upper()} on {env.name}\n{NOTE.format(env.task)}\n"
               f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
         data, validation_data, report = load_data(env, args.data_dir, device)

@@ -748,6 +748,50 @@ def test_checkpoint_of_another_environment(program, capsys, data_dir, tmp_path):
 
 
 @every_program
+def test_checkpoint_of_another_device(program, capsys, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path))
+    checkpoint = run_of(tmp_path) / "checkpoint.pt"
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["identity"].endswith(" on cpu")
+    torch.save(saved | {"identity": saved["identity"].replace("cpu", "cuda")}, checkpoint)
+    failing(program, capsys, command(data_dir, tmp_path, "--steps", 40), checkpoint, "on cuda", "--overwrite")
+    torch.save(saved, checkpoint)
+    program.main(command(data_dir, tmp_path, "--steps", 40))
+
+
+@every_program
+def test_runs_that_start_together_download_once(program, data_dir, tmp_path, monkeypatch):
+    """The download of a missing dataset happens under a lock that other runs wait for."""
+    def download(names, folder):
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(f"{folder}/{names[0]}.lock").acquire(timeout=0)
+        for path in data_dir.glob("*.npz"):
+            (Path(folder) / path.name).write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(ogbench, "download_datasets", download)
+    env = program.find_env("pointmaze-medium", 1)
+    assert program.load_data(env, tmp_path / "new", torch.device("cpu"))[2]["transitions"] == 2000
+    monkeypatch.setattr(ogbench, "download_datasets", None)  # and none where the files are there
+    program.load_data(env, tmp_path / "new", torch.device("cpu"))
+
+
+@every_program
+def test_full_disk(program, capsys, data_dir, tmp_path, monkeypatch):
+    def no_space(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    program.main(command(data_dir, tmp_path))
+    checkpoint = run_of(tmp_path) / "checkpoint.pt"
+    before = checkpoint.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(torch, "save", no_space)
+        failing(program, capsys, command(data_dir, tmp_path, "--steps", 40), "No space left on device")
+    assert checkpoint.read_bytes() == before
+    program.main(command(data_dir, tmp_path, "--steps", 40))
+
+
+@every_program
 def test_unwritable_run_folder(program, capsys, data_dir, tmp_path):
     (tmp_path / "file").write_text("mine")
     failing(program, capsys, command(data_dir, tmp_path / "file"), tmp_path / "file", "--run-dir")
@@ -882,13 +926,14 @@ def test_killed_three_times_at_random_and_resumed_is_the_uninterrupted_run(progr
 
 
 @every_program
-@pytest.mark.parametrize("number, during", [(signal.SIGINT, "training"), (signal.SIGTERM, "evaluation")])
+@pytest.mark.parametrize("number, during", [(signal.SIGINT, "training"), (signal.SIGTERM, "evaluation"),
+                                            (signal.SIGINT, "start of evaluation"), (signal.SIGTERM, "start of evaluation")])
 def test_signals_save_and_exit(program, data_dir, tmp_path, number, during):
     flags = ["--steps", 1_000_000] if during == "training" else ["--eval-episodes", 200]
     args = command(data_dir, tmp_path, "--checkpoint-interval", 1_000_000, *flags)
     process = start(program, args, start_new_session=True)
     wait_for(lambda: len([row for path in tmp_path.glob("*/*/*/train.csv") for row in read(path)]) >= 2)
-    time.sleep(0 if during == "training" else 4)
+    time.sleep({"training": 0, "start of evaluation": 0.7, "evaluation": 6}[during])
     os.killpg(process.pid, number)  # as a terminal and a cluster do: to every process of the group
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "saved" in out, (out, err)
