@@ -839,6 +839,24 @@ def test_load_policy(program, capsys, data_dir, tmp_path):
 
 
 @every_program
+def test_rollout_scores_a_checkpoint(program, data_dir, tmp_path):
+    program.main(command(data_dir, tmp_path))
+    checkpoint = run_of(tmp_path) / "checkpoint.pt"
+    play = lambda *flags: subprocess.run([sys.executable, ROOT / "tools" / "rollout.py", *map(str, flags)],
+                                         capture_output=True, text=True, cwd=tmp_path)
+    result = play(checkpoint, "--episodes", 2)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[:1] for line in lines] == [["episode"], ["episode"], ["mean"]]
+    assert float(lines[0][-1]) <= 1000 and float(lines[2][-1]) > 0
+    for flags, word in (([tmp_path / "none.pt"], "none.pt"), ([checkpoint, "--episodes", 0], "--episodes"),
+                        ([checkpoint, "--video", "film.avi"], ".gif or .mp4")):
+        result = play(*flags)
+        assert result.returncode == 1 and result.stderr.startswith("error: ") and word in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@every_program
 def test_compile_without_a_compiler_goes_on_without(program, capsys, monkeypatch):
     def no_compiler(function):
         raise RuntimeError("no compiler")
