@@ -40,7 +40,7 @@ import sys
 import time
 import warnings
 from collections import namedtuple
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,11 +57,10 @@ from tqdm import tqdm
 
 # ------------------------------------------------------------------------------------------------ settings
 
-
 @dataclass
 class Args:
-    env_id: str  # OGBench family (humanoidmaze-medium) or name (cube-double-play-singletask-task2-v0)
-    task: int | None = None  # task of the family, 1 to 5; unset: OGBench's default task
+    env_id: str  # OGBench family (cube-double) or name (cube-double-play-singletask-task2-v0), or D4RL task
+    task: int | None = None  # task of OGBench's family, 1 to 5; unset: its default task
     seed: int = 0  # seed of initialisation, batches, noise and evaluation
     k: int = 16  # candidates a state; 16 is the paper's DROL(16). Tune bc_coef first, then k
     bc_coef: float | None = None  # weight of cloning against the Q term; unset: the family's published value
@@ -69,7 +68,7 @@ class Args:
     q_agg: Literal["mean", "min"] | None = None  # joins the target critics; unset: the published way
     actor_q_agg: Literal["mean", "min"] = "min"  # joins the critics in the actor loss
     normalize_q: bool = True  # divide the Q term by the batch mean of |q|: bc_coef is free of Q's scale
-    steps: int = 1_000_000  # gradient steps; a finished run that is given more goes on
+    steps: int | None = None  # gradient steps; unset: 1,000,000 or D4RL's 500,000; more may follow
     batch_size: int = 256  # transitions an update
     lr: float = 3e-4  # Adam's learning rate
     tau: float = 0.005  # the target critic's update rate
@@ -80,7 +79,7 @@ class Args:
     log_interval: int = 5_000  # updates between rows of train.csv
     checkpoint_interval: int = 10_000  # updates between checkpoints; Ctrl-C and SIGTERM save one as well
     snapshot_interval: int = 0  # updates between checkpoints that are kept, for figures; 0: none
-    data_dir: Path = Path(ogbench.utils.DEFAULT_DATASET_DIR)  # datasets; a missing one is downloaded
+    data_dir: Path | None = None  # datasets; a missing one is downloaded; unset: ogbench's or d4rl's folder
     run_dir: Path = Path("runs")  # folder of the runs
     device: str = "auto"  # auto (the GPU if it works), cpu, cuda or cuda:N
     compile: bool = False  # run the losses through torch.compile
@@ -90,28 +89,35 @@ class Args:
 
 # Published settings, a row a family: dataset, discount, q_agg, bc_coef.
 PRESETS = {
-    "antmaze-large": ("navigate", 0.995, "min", 0.03),
-    "antmaze-giant": ("navigate", 0.995, "min", 0.03),
+    "antmaze-large": ("navigate", 0.995, "min", 0.03), "antmaze-giant": ("navigate", 0.995, "min", 0.03),
     "humanoidmaze-medium": ("navigate", 0.995, "mean", 0.3),
     "humanoidmaze-large": ("navigate", 0.995, "mean", 0.3),
     "antsoccer-arena": ("navigate", 0.995, "mean", 0.1),
-    "cube-single": ("play", 0.99, "mean", 10.0),
-    "cube-double": ("play", 0.99, "mean", 3.0),
+    "cube-single": ("play", 0.99, "mean", 10.0), "cube-double": ("play", 0.99, "mean", 3.0),
     "scene": ("play", 0.99, "mean", 3.0),
-    "puzzle-3x3": ("play", 0.99, "mean", 0.3),
-    "puzzle-4x4": ("play", 0.99, "mean", 10.0),
+    "puzzle-3x3": ("play", 0.99, "mean", 0.3), "puzzle-4x4": ("play", 0.99, "mean", 10.0),
     "pointmaze": ("navigate", 0.995, "mean", 0.3),  # ours, for all of pointmaze
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PRESET_FLAGS = ("discount", "q_agg", "bc_coef")
+# D4RL, discount 0.99, q_agg mean in antmaze and min in Adroit: bc_coef.
+D4RL_PRESETS = {
+    "antmaze-umaze-v2": 0.3, "antmaze-medium-play-v2": 0.1, "antmaze-large-play-v2": 0.1,
+    "antmaze-umaze-diverse-v2": 0.1, "antmaze-medium-diverse-v2": 0.1, "antmaze-large-diverse-v2": 0.1,
+    "pen-human-v1": 1.0, "pen-cloned-v1": 1.0, "pen-expert-v1": 1.0,
+    "door-human-v1": 10.0, "door-cloned-v1": 10.0, "door-expert-v1": 10.0,
+    "hammer-human-v1": 3.0, "hammer-cloned-v1": 3.0, "hammer-expert-v1": 3.0,
+    "relocate-human-v1": 10.0, "relocate-cloned-v1": 10.0, "relocate-expert-v1": 10.0,
+}
+SIGNALS, PRESET_FLAGS = (signal.SIGINT, signal.SIGTERM), ("discount", "q_agg", "bc_coef")
 ALGORITHM, RUN_NAME = "drol", "drol-k{k}-{hash}"
-RANGES = {"lr": (0, 1), "tau": (0, 1), "discount": (0, 1), "seed": (0, 1e9), "snapshot_interval": (0, 1e9),
-          "bc_coef": (0, 1e9)}  # of the others: 1 to 1e9
+RANGES = {"lr": (0, 1), "tau": (0, 1), "discount": (0, 1), "seed": (0, 1e9), "task": (1, 5),
+          "snapshot_interval": (0, 1e9), "bc_coef": (0, 1e9)}  # of the others: 1 to 1e9
 NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
               "data_dir", "run_dir", "device", "compile", "overwrite", "track"}  # change no number of a run
-Env = namedtuple("Env", "name family dataset task preset")  # name: cube-single-play-singletask-task2-v0
-TASKS = 5  # of each OGBench family
-NOTE = f"task {{}} of {TASKS}; a published score is the mean over all {TASKS} tasks of a family"
+Env = namedtuple("Env", "name dataset task preset steps data_dir metric evaluations note")
+OGBENCH = (1_000_000, ogbench.utils.DEFAULT_DATASET_DIR, "success rate in %", 3,
+           "task {} of 5; a published score is the mean over all 5 tasks of a family")
+D4RL = (500_000, os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets"), "normalised return x 100", 1,
+        "one task; a published average is over all 6 tasks of antmaze or all 12 of Adroit")
 
 
 class UserError(ValueError):
@@ -120,47 +126,46 @@ class UserError(ValueError):
 
 def find_env(env_id, task=None):
     """The Env that an id and a task name. Raises UserError where there is none."""
-    pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task(\d+))?-v0)?"
+    if env_id in D4RL_PRESETS and task is None:
+        return Env(env_id, env_id, None, env_id, *D4RL)
+    pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task([1-5]))?-v0)?"
     family, kind, named_task = re.fullmatch(pattern, env_id, re.S).groups()
+    if task and (env_id in D4RL_PRESETS or task != int(named_task or task)):
+        raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
     known = re.findall("^(?!visual|humanoidmaze-t)(.*)-singletask-v0$", "\n".join(gymnasium.registry), re.M)
     if family not in known:
-        near = ", ".join(difflib.get_close_matches(family, known, n=3, cutoff=0))
+        near = ", ".join(difflib.get_close_matches(env_id, [*known, *D4RL_PRESETS], n=3, cutoff=0))
         raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
-    relatives = [row for row in PRESETS if row.split("-")[0] == family.split("-")[0]]
-    preset = family if family in PRESETS else relatives[-1]
-    dataset = f"{family}-{kind or PRESETS[preset][0]}"
-    if named_task and task not in (None, int(named_task)):
-        raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
-    task = int(named_task) if named_task else task
-    if task is None:
-        task = make_env(f"{dataset}-singletask-v0").unwrapped._reward_task_id  # OGBench's default task
-    if not 1 <= task <= TASKS:
-        raise UserError(f"--task {task}: {family} has the tasks 1 to {TASKS}")
-    return Env(f"{dataset}-singletask-task{task}-v0", family, f"{dataset}-v0", task, preset)
+    preset = family if family in PRESETS else [x for x in PRESETS if family.startswith(x.split("-")[0])][-1]
+    name = f"{family}-{kind or PRESETS[preset][0]}"
+    task = int(named_task or task or make_env(f"{name}-singletask-v0").unwrapped._reward_task_id)
+    return Env(f"{name}-singletask-task{task}-v0", f"{name}-v0", task, preset, *OGBENCH)
 
 
 def resolve(args):
     """Checks args and fills in the preset. Returns a new Args, its Env, and where each setting came from."""
-    env, args = find_env(args.env_id, args.task), copy.copy(args)
-    origin = {field.name: "command line" for field in fields(Args)}
-    origin |= {field.name: "default" for field in fields(Args) if getattr(args, field.name) == field.default}
-    published = env.dataset == f"{env.preset}-{PRESETS[env.preset][0]}-v0"
-    for flag, value in zip(PRESET_FLAGS, PRESETS[env.preset][1:], strict=True):
-        if getattr(args, flag) is None:
-            setattr(args, flag, value)
-            origin[flag] = f"{'published for' if published else 'not published; as for'} {env.preset}"
-    args.task, args.data_dir, args.run_dir = env.task, args.data_dir.expanduser(), args.run_dir.expanduser()
     for flag, value in vars(args).items():
         low, high = RANGES.get(flag, (1, 1e9))
         if type(value) in (int, float, tuple) and not all(low <= x <= high for x in np.atleast_1d(value)):
             raise UserError(f"--{flag.replace('_', '-')} {value}: give {low} to {high:g}")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UserError("--track needs wandb, which is not installed: pip install wandb")
+    env = find_env(args.env_id, args.task)
+    given = {field.name for field in fields(Args) if getattr(args, field.name) != field.default}
+    origin = {flag: "command line" if flag in given else "default" for flag in vars(args)}
+    args = replace(args, task=env.task, steps=args.steps or env.steps, run_dir=args.run_dir.expanduser(),
+                   data_dir=Path(args.data_dir or env.data_dir).expanduser())
+    d4rl_row = ("", 0.99, "mean" if "antmaze" in env.name else "min", D4RL_PRESETS.get(env.preset))
+    kind, *preset = PRESETS.get(env.preset, d4rl_row)
+    published = env.dataset in (env.preset, f"{env.preset}-{kind}-v0")
+    for flag, value in zip(PRESET_FLAGS, preset, strict=True):
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+            origin[flag] = f"{'published for' if published else 'not published; as for'} {env.preset}"
     return args, env, origin
 
 
 # ---------------------------------------------------------------------------------------------------- data
-
 
 class Episode(gymnasium.Wrapper):
     """Makes an episode a function of its seed alone, sums it up in its last info, and then stands still."""
@@ -172,29 +177,36 @@ class Episode(gymnasium.Wrapper):
         return self.env.reset(seed=seed)[0], {}
 
     def step(self, action):
-        if self.last:
-            return self.last
-        *result, info = self.env.step(action)  # observation, reward, terminated, truncated
-        self.rewards.append(result[1])
-        if not (result[2] or result[3]):
-            return *result, {}
-        summary = {"score": 100.0 * info["success"], "return": sum(self.rewards), "length": len(self.rewards)}
-        self.last = *result, summary
+        if not self.last:
+            *result, info = self.env.step(action)  # observation, reward, terminated, truncated
+            self.rewards.append(result[1])
+            if not (result[2] or result[3]):
+                return *result, {}
+            total = sum(self.rewards)
+            score = info["success"] if "success" in info else self.env.unwrapped.get_normalized_score(total)
+            self.last = *result, {"score": 100.0 * score, "return": total, "length": len(self.rewards)}
         return self.last
 
 
 def make_env(name):
-    """The environment of a full name. Its reward and success are those of s, not s' (OGBench 1.2)."""
+    """The environment of a full name. OGBench 1.2 takes reward and success from s, not s'."""
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
     warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
-    return Episode(ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True))
+    if "-singletask" in name:
+        return Episode(ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True))
+    from tools.d4rl_compat import D4RLEnv  # an ImportError says what to install
+    return Episode(D4RLEnv(name))
 
 
 def read_split(path, env, sample_env):
-    """A file in OGBench's format as a dict of float32 arrays, with rewards and masks of env's task."""
+    """A file of a dataset as a dict of float32 arrays, with rewards and masks of env's task."""
     try:
-        data = ogbench.load_dataset(path, add_info=True)
-        relabel_dataset(env.name, sample_env, data)
+        if env.task is None:  # the steps of d4rl.qlearning_dataset
+            data = sample_env.unwrapped.load_dataset(path)
+            data["rewards"] -= env.name.startswith("antmaze")  # -1 a step until the goal
+        else:
+            data = ogbench.load_dataset(path, add_info=True)
+            relabel_dataset(env.name, sample_env, data)
         data = {key: value for key, value in data.items() if key not in ("qpos", "qvel", "button_states")}
         dims = {"observations": sample_env.observation_space.shape, "actions": sample_env.action_space.shape}
         for key, value in data.items():
@@ -203,39 +215,41 @@ def read_split(path, env, sample_env):
             if not len(value) or value.shape[1:] != dims.get(key.removeprefix("next_"), ()):
                 raise ValueError(f"the shape {value.shape} of '{key}' does not fit {env.name}")
     except Exception as error:  # whatever a broken file makes its readers raise
-        raise UserError(f"dataset {path} is not usable: {error}; delete it to download it anew") from error
+        raise UserError(f"dataset {path} is not usable: {error}; delete it if it is damaged") from error
     np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5, out=data["actions"])
     return data
 
 
 def load_data(env, data_dir, device):
-    """The training and the validation split as dicts of tensors on the device, and a report on them.
+    """The training and, of OGBench, the validation split as dicts of tensors on the device, and a report.
 
     observations, next_observations (N, O); actions (N, A); rewards, masks (N,). Downloads what is missing."""
-    path, validation_path = data_dir / f"{env.dataset}.npz", data_dir / f"{env.dataset}-val.npz"
+    sample_env = make_env(env.name)
+    hub = sample_env.unwrapped if env.task is None else ogbench
+    names = [hub.dataset_file] if env.task is None else [f"{env.dataset}.npz", f"{env.dataset}-val.npz"]
+    path = data_dir / names[0]
     try:
-        if not (path.exists() and validation_path.exists()):
+        if not all((data_dir / name).exists() for name in names):
             data_dir.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(data_dir / f"{env.dataset}.lock"):  # of several runs the first downloads
-                ogbench.download_datasets([env.dataset], data_dir)
+                hub.download_datasets([env.dataset], data_dir)
     except OSError as error:
-        collect = "" if env.family.startswith(("ant", "humanoid")) else \
-            f", or make one: python tools/collect.py --env-id {env.family}; then add --data-dir data"
-        raise UserError(f"dataset {path} is missing and could not be downloaded ({error}): put it and "
-                        f"{validation_path.name} there{collect}") from error
-    sample_env = make_env(env.name)
-    train, validation = read_split(path, env, sample_env), read_split(validation_path, env, sample_env)
+        collected = re.match("(cube|scene|puzzle).*-play|pointmaze.*-navigate", env.dataset)
+        raise UserError(f"dataset {path} could not be downloaded ({error}): put {' and '.join(names)} there"
+                        f"{', or make it with tools/collect.py' if collected else ''}") from error
+    train, *_ = splits = [read_split(data_dir / name, env, sample_env) for name in names]
     digest = hashlib.sha256()
     for key in ("observations", "actions", "rewards", "masks"):
         digest.update(np.ascontiguousarray(train[key]))
-    report = {"path": str(path), "source": str(np.load(path).get("source", "not marked as collected")),
+    marked = np.load(path) if hub is ogbench else {}  # by tools/collect.py
+    report = {"path": str(path), "source": str(marked.get("source", "not marked as collected")),
               "fingerprint": digest.hexdigest()[:16], "episodes": int(train["terminals"].sum()),
-              "transitions": len(train["rewards"]), "validation_transitions": len(validation["rewards"]),
+              "transitions": len(train["rewards"]), "validation": sum(len(x["rewards"]) for x in splits[1:]),
               "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
-              "terminal_share": float(np.mean(train["masks"] == 0))}
-    tensors = [{key: torch.from_numpy(value).to(device) for key, value in split.items() if key != "terminals"}
-               for split in (train, validation)]
-    return *tensors, report
+              "terminal_share": float(np.mean(train["masks"] == 0)),
+              "simulator": getattr(hub, "SIMULATOR", f"mujoco {importlib.metadata.version('mujoco')}")}
+    return [{key: torch.from_numpy(value).to(device) for key, value in split.items() if key != "terminals"}
+            for split in splits], report
 
 
 def sample_batch(data, batch_size, generator):
@@ -245,7 +259,6 @@ def sample_batch(data, batch_size, generator):
 
 
 # ------------------------------------------------------------------------------------------------ networks
-
 
 class MLP(nn.Sequential):
     """Joins its inputs (..., D_i). A hidden width: Linear, GELU in its tanh form and, if asked, LayerNorm."""
@@ -390,21 +403,14 @@ def diagnostics(actor, batch, noise):
 def act(actor, observation, action_dim, generator):
     """Actions (..., A) in [-1, 1] for observations (..., O), NumPy on both sides: one latent, one pass."""
     s = torch.as_tensor(observation, dtype=torch.float32, device=generator.device)
-    z = sample_latents(*s.shape[:-1], action_dim, generator=generator)
-    return actor(s, z).clamp(-1, 1).cpu().numpy()
+    return actor(s, sample_latents(*s.shape[:-1], action_dim, generator=generator)).clamp(-1, 1).cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------- evaluation and records
 
-
-def make_seed(*key):
-    """A seed from a tuple of integers."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
 def make_generator(device, *key):
     """A random generator from a tuple of integers: each purpose has its own, and none disturbs another."""
-    return torch.Generator(device).manual_seed(make_seed(*key))
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def load_policy(path, device="cpu", seed=0):
@@ -431,7 +437,7 @@ def make_eval_envs(name, count):
 def evaluate(policy, envs, episodes, key, stop=()):
     """Plays episodes, each environment a fixed share, each episode seeded by (*key, environment, episode).
 
-    Returns the episodes' means, or None as soon as stop holds something. score: OGBench's success in %."""
+    Returns the episodes' means, or None as soon as stop holds something. The score is the benchmark's."""
     count = envs.num_envs
     share = episodes // count + (np.arange(count) < episodes % count)
     played, fresh, finished = np.zeros(count, int), np.ones(count, bool), []
@@ -439,7 +445,7 @@ def evaluate(policy, envs, episodes, key, stop=()):
         if stop:
             return None
         if fresh.any():  # the others play on, or stand still once they have played their share
-            seeds = [make_seed(*key, i, episode) for i, episode in enumerate(played.tolist())]
+            seeds = [make_generator("cpu", *key, i, n).initial_seed() for i, n in enumerate(played.tolist())]
             observations, _ = envs.reset(seed=seeds, options={"reset_mask": fresh})
         observations, _, terminated, truncated, info = envs.step(policy(observations))
         ended = (terminated | truncated) & (played < share)
@@ -450,16 +456,15 @@ def evaluate(policy, envs, episodes, key, stop=()):
     return {"score": score, "return": total, "return_std": std, "length": length}
 
 
-def load_checkpoint(path, device):
-    """A checkpoint as a dict. Raises UserError where it is not one of this algorithm's."""
+def load_checkpoint(path, device, identity=None):
+    """A checkpoint of this algorithm's, and of one identity if that is given. Raises UserError."""
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["algorithm"] != ALGORITHM:
-            raise ValueError(f"made by {saved['algorithm']}.py")
+        if saved["algorithm"] != ALGORITHM or identity not in (None, saved["identity"]):
+            raise ValueError(f"it is of {saved['algorithm']}.py, {saved['identity']}")
         return saved
     except Exception as error:  # whatever a broken file makes torch raise
-        raise UserError(f"checkpoint {path} is missing, damaged or not of {ALGORITHM}.py: restore it, or "
-                        f"train anew with --overwrite") from error
+        raise UserError(f"checkpoint {path}: {error!s:.99}; restore it or run with --overwrite") from error
 
 
 def lock_run(run, overwrite):
@@ -478,7 +483,6 @@ def lock_run(run, overwrite):
 
 
 # ---------------------------------------------------------------------------------------------------- main
-
 
 def pick_device(wanted):
     """The torch device that --device means. Raises UserError where it does not work."""
@@ -502,8 +506,9 @@ def compile_losses(device):
         return losses
 
 
-def train(args, env, run, data, validation_data, device):
+def train(args, env, run, splits, device):
     """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the exit code."""
+    data, *validation = splits
     dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
     networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
     optimizer = torch.optim.Adam(networks.parameters(), lr=args.lr, fused=True)  # the target has no gradient
@@ -511,10 +516,7 @@ def train(args, env, run, data, validation_data, device):
     step, seconds, rows = 0, 0.0, {"train": [], "eval": []}
     checkpoint, identity = run / "checkpoint.pt", f"{'/'.join(run.parts[-3:])} on {device.type}"
     if checkpoint.exists():
-        saved = load_checkpoint(checkpoint, device)
-        if saved["identity"] != identity:
-            raise UserError(f"checkpoint {checkpoint} is of another run, {saved['identity']}: move it away, "
-                            f"or train anew with --overwrite")
+        saved = load_checkpoint(checkpoint, device, identity)
         networks.load_state_dict(saved["networks"])
         optimizer.load_state_dict(saved["optimizer"])
         for name, generator in generators.items():
@@ -530,9 +532,7 @@ def train(args, env, run, data, validation_data, device):
     def record(name, row):
         rows[name].append({"step": step, **row})
         with open(run / f"{name}.csv", "w", newline="") as file:  # whole: a resumed run takes rows back
-            writer = csv.DictWriter(file, rows[name][0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows[name])
+            csv.writer(file, lineterminator="\n").writerows([rows[name][0], *map(dict.values, rows[name])])
         for key, value in row.items():
             board.add_scalar(f"{name}/{key}", value, step)
 
@@ -565,12 +565,12 @@ def train(args, env, run, data, validation_data, device):
             noise = sample_noise(args.batch_size, dims[1], args, generators["noise"])
             logged = {}
             if (step + 1) % args.log_interval == 0:  # at the parameters that the update starts from
-                generator = make_generator(device, args.seed, 4, step)
-                held_out = sample_batch(validation_data, args.batch_size, generator)
-                with torch.no_grad():
-                    _, metrics = losses(networks, held_out, noise, args)
-                logged = {f"val_{key}": value for key, value in metrics.items()}
-                logged |= diagnostics(networks["actor"], batch, noise)
+                logged = diagnostics(networks["actor"], batch, noise)
+                for split in validation:
+                    split = sample_batch(split, args.batch_size, make_generator(device, args.seed, 4, step))
+                    with torch.no_grad():
+                        metrics = losses(networks, split, noise, args)[1]
+                    logged |= {f"val_{key}": value for key, value in metrics.items()}
             metrics = update(networks, optimizer, batch, noise, args, losses_used)
             step += 1
             bar.update()
@@ -594,9 +594,9 @@ def train(args, env, run, data, validation_data, device):
     if stop:
         print(f"stopped at update {step:,} and saved; the same command goes on from there")
         return 128 + stop[0]
-    scores = [row["score"] for row in rows["eval"]][-3:]
-    print(f"finished at update {step:,}: score {np.mean(scores):.1f}, the success rate in % over the last "
-          f"{len(scores)} evaluations\n{NOTE.format(env.task)}\n{run}")
+    scores = [row["score"] for row in rows["eval"]][-env.evaluations:]
+    print(f"finished at update {step:,}: score {np.mean(scores):.1f}, {env.metric}, the mean of "
+          f"{len(scores)} evaluation(s)\n{env.note.format(env.task)}\n{run}")
     return 0
 
 
@@ -607,17 +607,16 @@ def main(argv=None):
         args, env, origin = resolve(args)
         device = pick_device(args.device)
         torch.backends.cuda.matmul.fp32_precision = "tf32"  # concerns the GPU alone
-        print(f"{ALGORITHM.upper()} on {env.name}\n{NOTE.format(env.task)}\n"
+        print(f"{ALGORITHM.upper()} on {env.name}\n{env.note.format(env.task)}\n"
               f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
-        data, validation_data, report = load_data(env, args.data_dir, device)
-        print("{path}\n  {source}\n  {transitions:,} transitions in {episodes:,} episodes, "
-              "{validation_transitions:,} for validation\n  rewards {reward_min:g} to {reward_max:g}, "
-              "{terminal_share:.2%} terminal, fingerprint {fingerprint}".format(**report))
-        for key, value in vars(args).items():
-            print(f"  {key:<20}{value!s:<24}{origin[key]}")
+        splits, report = load_data(env, args.data_dir, device)
+        if re.match(r"ant.* mujoco (3\.([5-9]|\d\d)|[4-9])", f"{env.name} {report['simulator']}"):
+            print("WARNING: MuJoCo 3.5 changed the ant's contacts: not the published environment (README)")
+        for key, value in (report | vars(args)).items():
+            print(f"  {key:<20}{value!s:<24}{origin.get(key, '')}")
         hashed = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
         digest = hashlib.sha256(json.dumps([env.name, report["fingerprint"], hashed]).encode()).hexdigest()
-        run = args.run_dir / f"{env.dataset.removesuffix('-v0')}-task{env.task}"
+        run = args.run_dir / env.name.replace("-singletask", "").removesuffix("-v0")
         run = run / RUN_NAME.format(**hashed, hash=digest[:8]) / f"seed{args.seed}"
         versions = {name: importlib.metadata.version(name) for name in ("torch", "mujoco", "ogbench")}
         config = {"algorithm": ALGORITHM, "env": env._asdict(), "settings": asdict(args), "origin": origin,
@@ -629,8 +628,8 @@ def main(argv=None):
                 import wandb
                 wandb.init(project="drol", id="-".join(run.parts[-2:]), name=str(run), config=config, dir=run,
                            resume="allow", sync_tensorboard=True)
-            return train(args, env, run, data, validation_data, device)
-    except (UserError, OSError) as error:
+            return train(args, env, run, splits, device)
+    except (UserError, OSError, ImportError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:  # before there was anything to save
         return 128 + signal.SIGINT

@@ -132,7 +132,7 @@ def test_default_tasks_are_ogbenchs(program):
     for family in families:
         env = program.find_env(family)
         single = gymnasium.make(f"{family}-singletask-v0")
-        assert (env.task, program.TASKS) == (single.unwrapped._reward_task_id, single.unwrapped.num_tasks), family
+        assert (env.task, 5) == (single.unwrapped._reward_task_id, single.unwrapped.num_tasks), family
         single.close()
 
 
@@ -455,7 +455,7 @@ def test_checkpoint_of_the_other_algorithm(program, data_dir, tmp_path):
     other = fql if program is drol else drol
     other.main(command(data_dir, tmp_path))
     checkpoint = run_of(tmp_path) / "checkpoint.pt"
-    with pytest.raises(program.UserError, match=f"not of {program.ALGORITHM}.py"):
+    with pytest.raises(program.UserError, match=f"it is of {other.ALGORITHM}.py"):
         program.load_policy(checkpoint)
     assert other.load_policy(checkpoint)(np.zeros(2)).shape == (2,)
 
@@ -559,7 +559,7 @@ def test_scene_health_check():
 @every_program
 def test_load_data(program, data_dir):
     env = program.find_env("pointmaze-medium")
-    train, validation, report = program.load_data(env, data_dir, torch.device("cpu"))
+    (train, validation), report = program.load_data(env, data_dir, torch.device("cpu"))
     raw = np.load(data_dir / "pointmaze-medium-navigate-v0.npz")
     keep = np.flatnonzero(~raw["terminals"])
     assert torch.equal(train["observations"], torch.from_numpy(raw["observations"][keep]))
@@ -622,7 +622,7 @@ def test_missing_dataset_without_network(program, capsys, data_dir, tmp_path, mo
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     failing(program, capsys, command(tmp_path, tmp_path / "runs"), tmp_path / "pointmaze-medium-navigate-v0.npz",
-            "pointmaze-medium-navigate-v0-val.npz", "tools/collect.py --env-id pointmaze-medium", "no route")
+            "pointmaze-medium-navigate-v0-val.npz", "tools/collect.py", "no route")
     args = [*command(tmp_path, tmp_path / "runs"), "--env-id", "antmaze-large"]
     with pytest.raises(SystemExit) as exit:
         program.main(args)
@@ -651,7 +651,7 @@ def test_a_run_and_what_it_leaves(program, capsys, data_dir, tmp_path):
     assert sorted(path.name for path in run.glob("snap*")) == ["snapshot10.pt", "snapshot20.pt"]
     assert_same_weights(run / "checkpoint.pt", run / "snapshot20.pt")
     assert list(run.glob("events*"))
-    for text in ("task 1 of 5", "collected locally", "2,000 transitions in 2 episodes", "rewards -1 to", "finished",
+    for text in ("task 1 of 5", "collected locally", "transitions         2000", "reward_min          -1", "finished",
                  "command line", "a published score is the mean over all 5", str(run)):
         assert text in out
     program.main(command(data_dir, tmp_path, "--snapshot-interval", 10, "--eval-interval", 10))
@@ -770,7 +770,7 @@ def test_runs_that_start_together_download_once(program, data_dir, tmp_path, mon
 
     monkeypatch.setattr(ogbench, "download_datasets", download)
     env = program.find_env("pointmaze-medium", 1)
-    assert program.load_data(env, tmp_path / "new", torch.device("cpu"))[2]["transitions"] == 2000
+    assert program.load_data(env, tmp_path / "new", torch.device("cpu"))[1]["transitions"] == 2000
     monkeypatch.setattr(ogbench, "download_datasets", None)  # and none where the files are there
     program.load_data(env, tmp_path / "new", torch.device("cpu"))
 
@@ -834,7 +834,7 @@ def test_load_policy(program, capsys, data_dir, tmp_path):
     assert policy(np.tile(observation, (7, 1))).shape == (7, 2)
     assert np.array_equal(program.load_policy(checkpoint, seed=1)(observation), action)
     assert not np.array_equal(program.load_policy(checkpoint, seed=2)(observation), action)
-    with pytest.raises(program.UserError, match="missing"):
+    with pytest.raises(program.UserError, match="none.pt.*restore it"):
         program.load_policy(tmp_path / "none.pt")
 
 
@@ -889,7 +889,7 @@ def test_evaluation_plays_whole_seeded_episodes(program):
     envs.close()
     single, episodes = program.make_env(name), []
     for i, episode in ((0, 0), (0, 1), (1, 0), (2, 0)):
-        observation, _ = single.reset(seed=program.make_seed(7, 100, i, episode))
+        observation, _ = single.reset(seed=program.make_generator("cpu", 7, 100, i, episode).initial_seed())
         total, length, done = 0.0, 0, False
         while not done:
             observation, reward, terminated, truncated, info = single.step(to_goal(observation))
@@ -901,6 +901,309 @@ def test_evaluation_plays_whole_seeded_episodes(program):
     score, total, length = np.array(episodes).T
     expected = {"score": score.mean(), "return": total.mean(), "return_std": total.std(), "length": length.mean()}
     assert result == again == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------------------------------------------- D4RL
+
+
+ANTMAZE, ADROIT = "antmaze-umaze-v2", "pen-human-v1"
+RECORDED = np.load(ROOT / "testdata" / "d4rl_mujoco210.npz")  # of the original stack: MuJoCo 2.1.0, mujoco-py
+RECORDED_TASKS = sorted({key.split("/")[0] for key in RECORDED.files})
+
+
+def d4rl_env(name):
+    from tools.d4rl_compat import D4RLEnv
+
+    return D4RLEnv(name)
+
+
+def write_d4rl_file(name, folder, episodes, length):
+    """A file in D4RL's format of random actions in the task's environment. Every tenth step of AntMaze is at the goal."""
+    import h5py
+
+    env, rng = d4rl_env(name), np.random.default_rng(0)
+    steps = {key: [] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=episode)
+        for step in range(length):
+            action = rng.uniform(-1, 1, env.action_space.shape)
+            following, reward, terminated, _, _ = env.step(action)
+            goal = name == ANTMAZE and step % 10 == 9
+            values = (observation, action, reward + goal, terminated or goal, step == length - 1 and not terminated)
+            for key, value in zip(steps, values, strict=True):
+                steps[key].append(value)
+            observation = following
+            if terminated:
+                break
+    with h5py.File(folder / env.dataset_file, "w") as file:
+        for key, value in steps.items():
+            file[key] = np.array(value, bool if key in ("terminals", "timeouts") else np.float32)
+    return folder / env.dataset_file
+
+
+@pytest.fixture(scope="session")
+def d4rl_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("d4rl")
+    write_d4rl_file(ANTMAZE, folder, 4, 61)
+    write_d4rl_file(ADROIT, folder, 10, 40)
+    return folder
+
+
+def d4rl_command(name, data_dir, run_dir, *flags):
+    return ["--env-id", name, *command(data_dir, run_dir, *flags)[2:]]
+
+
+@every_program
+def test_d4rl_settings_are_the_published_ones(program):
+    rows = published_rows(program.ALGORITHM, "d4rl")
+    assert len(rows) == {"drol": 36, "fql": 18}[program.ALGORITHM]
+    for row in rows:
+        flags = ["--k", row["k"], "--bc-coef", row["bc_coef"]] if row["suite"] == "DROL*" else []
+        args, env, origin = program.resolve(program.tyro.cli(program.Args, args=["--env-id", row["full_name"], *flags]))
+        assert (env.name, env.task, args.task) == (row["full_name"], None, None)
+        assert (args.q_agg, args.discount, args.steps) == (row["q_agg"], float(row["discount"]), int(row["steps"]))
+        for name in ("k", "bc_coef", "alpha"):
+            if row[name]:
+                assert getattr(args, name) == float(row[name]), (row, name)
+        assert origin["discount"] == f"published for {env.name}"
+    assert program.find_env("antmaze-medium").preset == "antmaze-giant"  # OGBench's are not mixed up with D4RL's
+
+
+@every_program
+def test_wrong_d4rl_names_and_tasks(program, capsys, tmp_path):
+    for flags, words in (([ADROIT, "--task", "1"], ["--task 1", ADROIT]), (["pen-human-v0"], [ADROIT]),
+                         (["antmaze-large-play-v0"], ["antmaze-large-play-v2"])):
+        failing(program, capsys, ["--env-id", *flags, "--run-dir", str(tmp_path)], *words)
+    assert program.find_env(ADROIT).name == ADROIT
+
+
+def start_from_recorded(env, name):
+    """Puts the environment in the recorded first state; where things stand, which is not recorded, is fitted to O."""
+    from d4rl.utils.quatmath import euler2quat
+    from scipy.optimize import least_squares
+
+    inner, model, state = env.inner, env.model, RECORDED[f"{name}/Q"][0]
+    observe = getattr(inner, "get_obs", None) or inner._get_obs
+    env.reset(seed=0)
+    inner.set_state(state[: model.nq], state[model.nq :])
+
+    def place(x):
+        if "pen" in name:
+            model.body_quat[inner.target_obj_bid] = euler2quat([*x, 0])
+        elif "door" in name:
+            model.body_pos[inner.door_bid] = x
+        elif "hammer" in name:
+            model.body_pos[model.body_name2id("nail_board"), 2] = x[0]
+        else:
+            model.body_pos[inner.obj_bid, :2], model.site_pos[inner.target_obj_sid] = x[:2], x[2:]
+        inner.sim.forward()
+        return observe() - RECORDED[f"{name}/O"][0]
+
+    if "antmaze" not in name:
+        guess = {"pen": [0.0] * 2, "door": [-0.25, 0.3, 0.3], "hammer": [0.2], "relocate": [0.0] * 5}[name.split("-")[0]]
+        place(least_squares(place, guess, xtol=1e-15, ftol=1e-15, gtol=1e-15).x)
+    assert np.abs(observe() - RECORDED[f"{name}/O"][0]).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", RECORDED_TASKS)
+def test_d4rl_replay_of_the_original_stack(name):
+    """Same start, same actions: the next observation, the rewards, the ends, the spaces."""
+    env = d4rl_env(name)
+    start_from_recorded(env, name)
+    O, A, R, D = (RECORDED[f"{name}/{key}"] for key in "OARD")
+    assert env.observation_space.shape == O.shape[1:] and env.action_space.shape == A.shape[1:]
+    assert env.action_space.low.min() == -1 and env.action_space.high.max() == 1
+    if "antmaze" in name:
+        env.inner.set_target((100, 100))  # out of the way, as in the recording
+    observations, rewards, ends, truncations, _ = zip(*[env.step(action) for action in A], strict=True)
+    assert np.abs(observations[0] - O[1]).max() < (1e-2 if "antmaze" in name else 1e-3)
+    if "pen" in name:  # the pen falls chaotically, so that only the beginning can be compared
+        assert np.allclose(rewards[:10], R[:10], atol=0.02) and not any(ends[:10])
+        assert True in ends and abs(ends.index(True) - D.argmax()) <= 5
+    else:
+        assert sum(rewards) == pytest.approx(R.sum(), rel=1e-2) and list(ends) == D.tolist()
+    assert truncations[-1] == (name == ADROIT and not ends[-1])  # 100 steps are pen's limit
+
+
+@pytest.mark.parametrize("name, limit", [(ANTMAZE, 700), ("antmaze-large-play-v2", 1000), (ADROIT, 100),
+                                         ("door-human-v1", 200), ("hammer-human-v1", 200), ("relocate-human-v1", 200)])
+def test_d4rl_time_limits_truncate(name, limit):
+    env = d4rl_env(name)
+    env.reset(seed=0)
+    if name == ADROIT:
+        env.inner.step = lambda action: (np.zeros(45), 0.0, False, {})  # a pen that is never dropped
+    results = [env.step(np.zeros(env.action_space.shape)) for _ in range(limit)]
+    assert [truncated for _, _, _, truncated, _ in results] == [False] * (limit - 1) + [True]
+    assert not any(terminated for _, _, terminated, _, _ in results)
+    env.reset(seed=0)
+    env.env._elapsed_steps = limit - 1
+    env.inner.step = lambda action: (np.zeros(env.observation_space.shape), 1.0, True, {})
+    assert env.step(np.zeros(env.action_space.shape))[1:4] == (1.0, True, False)  # an end at the limit is an end
+
+
+def test_antmaze_resets_and_goals_are_d4rls(capsys):
+    """200 resets: the ant near the maze's first cell, a goal in its last cell drawn anew each time, and the end there."""
+    env = d4rl_env(ANTMAZE)
+    inner, observations, goals = env.inner, [], []
+    for seed in range(200):
+        observations.append(env.reset(seed=seed)[0])
+        goals.append(inner.target_goal)
+    observations, goals = np.array(observations), np.array(goals)
+    assert np.array_equal(env.reset(seed=7)[0], observations[7]) and np.array_equal(inner.target_goal, goals[7])
+    assert len(np.unique(goals, axis=0)) == 200
+    # the goal's cell is (3, 1) at (0, 8), to which D4RL adds uniform noise of 0 to 1 and of 0 to 0.5
+    assert (goals >= [0, 8]).all() and (goals <= [1.5, 9.5]).all() and np.ptp(goals, axis=0).min() > 1.2
+    noise = observations[:, :15] - inner.init_qpos[:15]
+    orientation = observations[:, 3:7]
+    assert np.allclose(np.linalg.norm(orientation, axis=1), 1)
+    joints = np.delete(noise, slice(3, 7), axis=1)
+    assert np.abs(joints).max() <= 0.1 and np.ptp(joints, axis=0).min() > 0.18  # uniform in [-0.1, 0.1]
+    assert observations[:, 15:].std() == pytest.approx(0.1, rel=0.05)  # velocities are normal
+    for name in RECORDED_TASKS[:3]:
+        first = RECORDED[f"{name}/O"][0]
+        assert (first[:15] >= observations[:, :15].min(0) - 0.01).all()
+        assert (first[:15] <= observations[:, :15].max(0) + 0.01).all() and np.abs(first[15:]).max() < 0.5
+    env.reset(seed=0)
+    inner.set_xy(np.array(inner.target_goal) + [0.3, 0])
+    _, reward, terminated, truncated, _ = env.step(np.zeros(8))
+    assert (reward, terminated, truncated) == (1.0, True, False)
+    assert env.get_normalized_score(1.0) == 1
+
+
+@pytest.mark.parametrize("name, tolerance", [("pen-human-v1", 7), ("door-human-v1", 0.2), ("hammer-human-v1", 0.2),
+                                             ("relocate-human-v1", 0.2)])
+def test_a_random_policy_scores_d4rls_random_reference(name, tolerance):
+    """The normalised score x 100 of 20 episodes of uniformly random actions is 0 within noise (pen's is large)."""
+    env, rng, returns = drol.make_env(name), np.random.default_rng(0), []
+    for seed in range(20):
+        env.reset(seed=seed)
+        info = {}
+        while not info:
+            *_, info = env.step(rng.uniform(-1, 1, env.action_space.shape))
+        returns.append(info["score"])
+    assert abs(np.mean(returns)) < tolerance, np.mean(returns)
+
+
+def test_ogbench_and_d4rl_run_in_one_process():
+    assert np.__version__ >= "2" and gymnasium.__version__ >= "1"
+    for name in ("pointmaze-medium-navigate-singletask-task1-v0", ANTMAZE, ADROIT):
+        env = drol.make_env(name)
+        observation, _ = env.reset(seed=0)
+        again, _ = env.reset(seed=0)
+        assert np.array_equal(observation, again) and env.step(env.action_space.sample())[0].shape == again.shape
+
+
+@pytest.mark.parametrize("mujoco_py, simulator", [
+    ("raise Exception('You appear to be missing MuJoCo.')", r"mujoco 3\..* in mujoco_py's place"),
+    ("from stand_in import *\n__version__ = '2.1.2.14'", "mujoco_py 2.1.2.14"),
+])
+def test_a_real_mujoco_py_is_used_and_a_broken_one_is_not(tmp_path, mujoco_py, simulator):
+    """With a module of that name on the path, made of the stand-in's parts, in a process of its own."""
+    (tmp_path / "mujoco_py.py").write_text(mujoco_py)
+    (tmp_path / "stand_in.py").write_text(
+        "import ast, sys\nfrom pathlib import Path\n"
+        f"code = Path({str(ROOT / 'tools' / 'd4rl_compat.py')!r}).read_text().split('def import_d4rl')[0]\n"
+        "exec(code)\nget_version = lambda: '2.1'\nMjViewer = None\n")
+    code = ("from tools import d4rl_compat as c; import sys; e = c.D4RLEnv('pen-human-v1'); e.reset(seed=0);"
+            "print(sys.modules['mujoco_py'].__dict__.get('__file__')); print(e.SIMULATOR)")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    file, name = result.stdout.splitlines()
+    assert re.fullmatch(simulator, name)
+    assert file == (str(tmp_path / "mujoco_py.py") if name.startswith("mujoco_py ") else "None")
+
+
+@every_program
+def test_without_d4rl_the_install_command_is_told(program, capsys, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tools.d4rl_compat", raising=False)
+    monkeypatch.delattr(sys.modules["tools"], "d4rl_compat", raising=False)
+    monkeypatch.setitem(sys.modules, "gym", None)  # as where it is not installed
+    failing(program, capsys, ["--env-id", ADROIT, "--data-dir", str(tmp_path), "--run-dir", str(tmp_path)],
+            "pip install --no-deps -r requirements-d4rl.txt")
+    assert (ROOT / "requirements-d4rl.txt").exists()
+
+
+@pytest.mark.parametrize("name", [ANTMAZE, ADROIT])
+def test_d4rl_data_is_that_of_d4rls_own_function(d4rl_dir, name):
+    import d4rl
+    import gym
+
+    env = drol.find_env(name)
+    (data,), report = drol.load_data(env, d4rl_dir, torch.device("cpu"))
+    raw = gym.make(name)
+    theirs = d4rl.qlearning_dataset(raw, dataset=raw.get_dataset(report["path"]))
+    for key in ("observations", "next_observations"):
+        assert np.array_equal(data[key], theirs[key])
+    assert np.abs(data["actions"].numpy() - np.clip(theirs["actions"], -1 + 1e-5, 1 - 1e-5)).max() == 0
+    assert np.array_equal(data["rewards"], theirs["rewards"] - (name == ANTMAZE))
+    assert np.array_equal(data["masks"], 1 - theirs["terminals"])
+    episodes, transitions = {ANTMAZE: (4, 240), ADROIT: (10, len(theirs["rewards"]))}[name]
+    assert (report["episodes"], report["transitions"], report["validation"]) == (episodes, transitions, 0)
+    assert report["terminal_share"] == pytest.approx(theirs["terminals"].mean()) and report["terminal_share"] > 0
+    if name == ANTMAZE:
+        assert (report["reward_min"], report["reward_max"]) == (-1, 0)
+
+
+@every_program
+@pytest.mark.parametrize("name", [ANTMAZE, ADROIT])
+def test_d4rl_trains_evaluates_and_resumes(program, capsys, d4rl_dir, tmp_path, name):
+    train = lambda folder, *flags: program.main(d4rl_command(name, d4rl_dir, tmp_path / folder, *flags))
+    train("whole", "--steps", 40, "--eval-interval", 20)
+    out = capsys.readouterr().out
+    assert "one task;" in out and "normalised return x 100" in out and "in mujoco_py's place" in out
+    assert "Target Goal" not in out and max(map(len, out.replace(str(d4rl_dir), "").splitlines())) <= 200
+    train("parts", "--steps", 20, "--eval-interval", 20)
+    train("parts", "--steps", 40, "--eval-interval", 20)
+    assert "resumed at update 20" in capsys.readouterr().out
+    whole, parts = run_of(tmp_path / "whole"), run_of(tmp_path / "parts")
+    assert whole.parts[-3] == name
+    assert_same_weights(whole / "checkpoint.pt", parts / "checkpoint.pt")
+    assert (whole / "eval.csv").read_bytes() == (parts / "eval.csv").read_bytes()
+    rows = read(whole / "eval.csv")
+    assert len(rows) == 2
+    for row in rows:  # the score is the normalised return
+        expected = d4rl_env(name).get_normalized_score(float(row["return"])) * 100
+        assert float(row["score"]) == pytest.approx(expected, abs=1e-9)
+        assert name == ADROIT or float(row["length"]) == 700
+    last = rows[-1]["score"]
+    assert f"score {float(last):.1f}, normalised return x 100, the mean of 1 evaluation" in out
+    assert json.loads((whole / "config.json").read_text())["data"]["simulator"].startswith("mujoco 3")
+
+
+@every_program
+def test_d4rl_dataset_missing_or_broken(program, capsys, d4rl_dir, tmp_path, monkeypatch):
+    def unreachable(url, path):
+        Path(path).write_bytes(b"half")
+        raise urllib.error.URLError("no route to host")
+
+    file = d4rl_env(ADROIT).dataset_file
+    assert file == "pen-human-v1.hdf5"
+    args = d4rl_command(ADROIT, tmp_path, tmp_path / "runs")
+    with monkeypatch.context() as context:
+        context.setattr("urllib.request.urlretrieve", unreachable)
+        failing(program, capsys, args, tmp_path / file, "no route to host", f"put {file} there")
+    assert not (tmp_path / file).exists()
+    with monkeypatch.context() as context:
+        context.setattr("urllib.request.urlretrieve", lambda url, path: Path(path).write_bytes(b"broken"))
+        failing(program, capsys, args, tmp_path / file, "delete it if it is damaged")
+    whole = (d4rl_dir / file).read_bytes()
+    for content, word in ((whole[: len(whole) // 2], "damaged"), (whole.replace(b"timeouts", b"timeless"), "timeouts")):
+        (tmp_path / file).write_bytes(content)
+        failing(program, capsys, args, tmp_path / file, word)
+    (tmp_path / file).unlink()
+    monkeypatch.setattr("urllib.request.urlretrieve", lambda url, path: Path(path).write_bytes(whole))
+    program.main(args)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".hdf5", ".lock"]
+
+
+@every_program
+def test_the_console_shows_nothing_of_d4rls(program, d4rl_dir, tmp_path):
+    process = start(program, d4rl_command(ANTMAZE, d4rl_dir, tmp_path / "runs"), env=os.environ | {"TMPDIR": str(tmp_path)})
+    out, err = process.communicate()
+    assert process.returncode == 0 and err == "", err
+    assert "Target" not in out and "Warning" not in out
+    assert not list(tmp_path.glob("*.xml"))  # the maze's
 
 
 # ----------------------------------------------------------------------------------------- whole processes
@@ -970,7 +1273,7 @@ def test_the_console_of_a_new_user(program, data_dir, tmp_path):
     assert max(map(len, lines)) <= 100 and 35 <= len(lines) <= 45
     process = start(program, command(data_dir, tmp_path, "--task", 9), env=environment)
     out, err = process.communicate()
-    assert (process.returncode, out, err) == (1, "", "error: --task 9: pointmaze-medium has the tasks 1 to 5\n")
+    assert (process.returncode, out, err) == (1, "", "error: --task 9: give 1 to 5\n")
 
 
 @every_program

@@ -203,7 +203,7 @@ def main(argv=None):
     train = args.data_dir.expanduser() / f"{args.env_id}-{kind}-v0.npz"
     validation = train.with_name(f"{train.stem}-val.npz")
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("ogbench", "mujoco"))
-    source = f"collected locally: {args.env_id} {kind}, {args.episodes} episodes, seed {args.seed}, {versions}"
+    source = f"collected locally: {args.episodes} episodes, seed {args.seed}, {versions}"
     found = [source_of(path) for path in (train, validation) if path.exists()]
     if found == [source, source]:
         print(f"{train} is already there ({source})")

@@ -112,7 +112,7 @@ def main(argv=None):
             os.environ["MUJOCO_GL"] = "disable"  # scores need no renderer
         module, env, policy = load(args.checkpoint, args.seed)
         for i in range(args.episodes):
-            seed = module.make_seed(args.seed, i)
+            seed = module.make_generator("cpu", args.seed, i).initial_seed()
             rows.append(play(env, policy, seed, frames if i < recorded else None))
             print(line.format(f"episode {i}", *rows[-1]), flush=True)
             if i + 1 == recorded:

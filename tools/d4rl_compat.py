@@ -1,0 +1,267 @@
+"""D4RL's AntMaze and Adroit environments on today's MuJoCo bindings, behind a gymnasium face.
+
+    from tools.d4rl_compat import D4RLEnv
+    env = D4RLEnv("antmaze-large-play-v2")
+
+d4rl's own environment classes run unmodified. They import mujoco_py, and Adroit's import mjrl too. Where a real
+mujoco_py works it is used; else the stand-ins below, built on the mujoco package, take its place before d4rl is
+imported. SIMULATOR says which of the two it is. The packages are those of requirements-d4rl.txt.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import urllib.request
+import warnings
+from collections import namedtuple
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import gymnasium
+import mujoco
+import numpy as np
+
+# ------------------------------------------------------------------------- mujoco_py, as far as d4rl needs it
+
+MjSimState = namedtuple("MjSimState", "time qpos qvel act udd_state")
+
+
+class Model:
+    """mujoco_py's PyMjModel: a mujoco.MjModel with look-ups like body_name2id(name), which raise ValueError."""
+
+    def __init__(self, model):
+        self.mujoco_model = model
+
+    def __getattr__(self, name):
+        kind, name2id, _ = name.partition("_name2id")
+        if not name2id:
+            return getattr(self.mujoco_model, name)
+
+        def look_up(name):
+            index = mujoco.mj_name2id(self.mujoco_model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), name)
+            if index < 0:
+                raise ValueError(f"no {kind} is called {name}")
+            return index
+        return look_up
+
+
+class Data:
+    """mujoco_py's PyMjData: a mujoco.MjData with the old names of a body's pose."""
+
+    def __init__(self, data):
+        self.mujoco_data = data
+        self.body_xpos, self.body_xquat = data.xpos, data.xquat  # views: (bodies, 3), (bodies, 4)
+
+    def __getattr__(self, name):
+        return getattr(self.mujoco_data, name)
+
+    def get_body_xpos(self, name):
+        return self.mujoco_data.body(name).xpos
+
+
+class MjSim:
+    """mujoco_py's MjSim: a model, its state and the simulation."""
+
+    def __init__(self, model):
+        self.mujoco_model, self.mujoco_data = model.mujoco_model, mujoco.MjData(model.mujoco_model)
+        self.model, self.data, self.renderer = model, Data(self.mujoco_data), None
+        self.forward()
+
+    def reset(self):
+        mujoco.mj_resetData(self.mujoco_model, self.mujoco_data)
+
+    def forward(self):
+        # MuJoCo 2.1's forward pass did this itself; D4RL's ant is reset to a quaternion with noise
+        mujoco.mj_normalizeQuat(self.mujoco_model, self.mujoco_data.qpos)
+        mujoco.mj_forward(self.mujoco_model, self.mujoco_data)
+
+    def step(self):
+        mujoco.mj_step(self.mujoco_model, self.mujoco_data)
+
+    def get_state(self):
+        data = self.mujoco_data
+        return MjSimState(data.time, data.qpos.copy(), data.qvel.copy(), data.act.copy(), {})
+
+    def set_state(self, state):
+        data = self.mujoco_data
+        data.time, data.qpos[:], data.qvel[:], data.act[:] = state.time, state.qpos, state.qvel, state.act
+
+    def render(self, width, height):
+        """An image (height, width, 3) of the free camera's view, upside down as mujoco_py gives it."""
+        if self.renderer is None:
+            self.renderer = mujoco.Renderer(self.mujoco_model, height, width)
+        self.renderer.update_scene(self.mujoco_data)
+        return self.renderer.render()[::-1]
+
+
+def load_model_from_path(path):
+    # an included file that Adroit's tasks share has an attribute of viewers' that newer versions of MuJoCo refuse
+    shared = Path(path).with_name("DAPG_assets.xml")
+    assets = {shared.name: shared.read_bytes().replace(b'apirate="200"', b"")} if shared.exists() else {}
+    return Model(mujoco.MjModel.from_xml_path(path, assets))
+
+
+def stand_in_for_mujoco_py():
+    module = ModuleType("mujoco_py")
+    module.get_version = lambda: "2.1"  # d4rl asks, and takes sim.data from 1.50 on
+    module.load_model_from_path = load_model_from_path
+    module.MjSim, module.MjSimState, module.MjViewer = MjSim, MjSimState, None
+    sys.modules["mujoco_py"] = module
+
+
+def stand_in_for_mjrl():
+    """mjrl's environment base class, on mujoco_py's interface, so that it works with the real one too."""
+    import gym
+    import mujoco_py
+    from gym.utils import seeding
+
+    class MujocoEnv(gym.Env):
+        def __init__(self, model_path, frame_skip):
+            self.frame_skip = frame_skip
+            self.model = mujoco_py.load_model_from_path(model_path)
+            self.sim = mujoco_py.MjSim(self.model)
+            self.data = self.sim.data
+            self.init_qpos, self.init_qvel = self.data.qpos.ravel().copy(), self.data.qvel.ravel().copy()
+            observation = self.step(np.zeros(self.model.nu))[0]
+            low, high = self.model.actuator_ctrlrange.copy().T
+            self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, observation.shape, dtype=np.float64)
+            self.seed()
+
+        def seed(self, seed=None):
+            self.np_random, seed = seeding.np_random(seed)
+            return [seed]
+
+        def reset(self):
+            self.sim.reset()
+            self.sim.forward()
+            return self.reset_model()
+
+        def set_state(self, qpos, qvel):
+            self.sim.set_state(mujoco_py.MjSimState(0.0, qpos, qvel, self.sim.get_state().act, {}))
+            self.sim.forward()
+
+        def do_simulation(self, ctrl, n_frames):
+            self.sim.data.ctrl[:] = ctrl
+            for _ in range(n_frames):
+                self.sim.step()
+
+        @property
+        def dt(self):
+            return self.model.opt.timestep * self.frame_skip
+
+    modules = {name: ModuleType(name) for name in ("mjrl", "mjrl.envs", "mjrl.envs.mujoco_env")}
+    modules["mjrl"].envs = modules["mjrl.envs"]
+    modules["mjrl.envs"].mujoco_env = modules["mjrl.envs.mujoco_env"]
+    modules["mjrl.envs.mujoco_env"].MujocoEnv = MujocoEnv
+    sys.modules.update(modules)
+
+
+def import_d4rl():
+    """Imports d4rl on whichever simulator works. Returns gym and the simulator's name. Raises ImportError."""
+    import gym  # before mujoco_py, which needs it
+
+    gym.logger.set_level(gym.logger.ERROR)  # it warns of what d4rl still uses
+    try:
+        import mujoco_py
+
+        simulator = f"mujoco_py {mujoco_py.__version__}"
+    except Exception:  # mujoco_py raises a plain Exception where MuJoCo 2.1 is missing
+        stand_in_for_mujoco_py()
+        simulator = f"mujoco {mujoco.__version__} in mujoco_py's place"
+    try:
+        if "mujoco_py's" in simulator:
+            raise ImportError
+        import mjrl.envs.mujoco_env  # noqa: F401
+    except ImportError:
+        stand_in_for_mjrl()
+    import d4rl.hand_manipulation_suite
+    import d4rl.locomotion
+
+    return gym, simulator
+
+
+os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = "1"  # it complains of environments that are not used here
+with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # gym prints that it is unmaintained
+    warnings.simplefilter("ignore")
+    try:
+        import h5py
+
+        gym, SIMULATOR = import_d4rl()
+    except ImportError as error:
+        raise ImportError(f"D4RL's tasks need more packages ({error}): "
+                          "pip install --no-deps -r requirements-d4rl.txt") from error
+
+
+
+# ----------------------------------------------------------------------------------------- the gymnasium face
+
+
+class D4RLEnv(gymnasium.Env):
+    """One of D4RL's tasks, such as pen-human-v1, as a gymnasium environment. An episode depends on its seed alone.
+
+    The time limit truncates (antmaze: 700 steps in umaze, else 1000; pen 100, other hands 200); a reached goal
+    (antmaze) and a dropped pen terminate. dataset_file: the name of the task's dataset."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    SIMULATOR = SIMULATOR
+
+    def __init__(self, name):
+        with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder, \
+                mock.patch("tempfile.tempdir", folder):  # a maze prints its goal and leaves an XML file behind
+            self.env = gym.make(name)
+        self.name = name
+        self.inner = getattr(self.env.unwrapped, "wrapped_env", self.env.unwrapped)  # AntMaze is in a ProxyEnv
+        space = self.env.observation_space
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, np.float64)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.env.action_space.shape, np.float32)
+        self.get_normalized_score = self.inner.get_normalized_score  # of an episode's return; random 0, expert 1
+        self.model = self.inner.sim.model
+        self.dataset_file = Path(self.inner.dataset_url).name
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.inner.seed(seed)
+            np.random.seed(seed)  # AntMaze draws its goal from NumPy's global generator
+        with contextlib.redirect_stdout(None):
+            return self.env.reset(), {}
+
+    def step(self, action):
+        observation, reward, done, info = self.env.step(action)
+        truncated = info.pop("TimeLimit.truncated", False)  # only at the limit, and False where it was done as well
+        return observation, float(reward), bool(done and not truncated), truncated, info
+
+    def render(self):
+        return self.inner.sim.render(480, 480)[::-1]
+
+    def download_datasets(self, _, folder):
+        """Downloads the task's dataset into the folder, unless it is there. Raises OSError where that fails."""
+        path = Path(folder) / self.dataset_file
+        if path.exists():
+            return
+        partial = path.with_suffix(".partial")  # so that a file of the right name is always whole
+        print(f"downloading {self.inner.dataset_url} to {path}", flush=True)
+        urllib.request.urlretrieve(self.inner.dataset_url, partial)
+        os.replace(partial, path)
+
+    def load_dataset(self, path):
+        """The steps that d4rl.qlearning_dataset makes of a file, as float32, with OGBench's masks and terminals.
+
+        observations, next_observations (N, O); actions (N, A); rewards, masks (N,): 0 at a terminal state;
+        terminals (N,): 1 at the last step of an episode. A step at a time limit is left out: what follows it is of the
+        next episode. Raises KeyError or OSError where the file is not D4RL's."""
+        with h5py.File(path) as file:
+            data = {key: file[key][:] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+        timeouts, terminals = data.pop("timeouts").astype(bool), data.pop("terminals").astype(bool)
+        keep = np.flatnonzero(~timeouts[:-1])
+        data["next_observations"] = data["observations"][1:]
+        data = {key: value[keep].astype(np.float32, copy=False) for key, value in data.items()}
+        data["masks"] = 1 - terminals[keep].astype(np.float32)
+        # an episode of AntMaze's data goes on at the goal, one of Adroit's ends at a terminal state
+        last = timeouts[keep + 1] | terminals[keep] & ("antmaze" not in self.name)
+        last[-1:] = True
+        return data | {"terminals": last.astype(np.float32)}
