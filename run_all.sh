@@ -9,20 +9,21 @@ cd "$(dirname "$0")"
 fail() { echo "error: $*" >&2; exit 1; }
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; }
 
-# A virtual environment in .venv with requirements.txt, made once and again when requirements.txt changes.
+# A virtual environment in .venv with both requirement files, made once and again when one of them changes.
 setup() {
     local candidate found=
-    if ! cmp -s requirements.txt .venv/installed; then
+    if ! cat requirements.txt requirements-d4rl.txt | cmp -s - .venv/installed; then
         for candidate in python3.11 python3.12 python3; do
             "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null &&
                 { found=$candidate; break; }
         done
         [ -n "$found" ] || fail "Python 3.11 or 3.12 is needed (mujoco 3.4 has no build for others); install one"
-        echo "installing requirements.txt into .venv (log: .venv/install.log) ..."
+        echo "installing requirements.txt and requirements-d4rl.txt into .venv (log: .venv/install.log) ..."
         "$found" -m venv .venv || fail "$found cannot make a virtual environment; install its venv package"
-        .venv/bin/python -m pip install -r requirements.txt >.venv/install.log 2>&1 ||
+        { .venv/bin/python -m pip install -r requirements.txt &&
+            .venv/bin/python -m pip install --no-deps -r requirements-d4rl.txt; } >.venv/install.log 2>&1 ||
             { tail -n 5 .venv/install.log >&2; fail "pip failed; the whole log is .venv/install.log"; }
-        cp requirements.txt .venv/installed
+        cat requirements.txt requirements-d4rl.txt >.venv/installed
     fi
     python=$PWD/.venv/bin/python
 }
