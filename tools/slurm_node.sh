@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# A Slurm of one node for the tests, on the loopback interface, without systemd, cgroups or a database.
+#
+#   bash tools/slurm_node.sh start DIR && export SLURM_CONF=DIR/client.conf     then sbatch, squeue, scontrol
+#   bash tools/slurm_node.sh stop DIR
+#
+# Everything it writes lies in DIR. Needs slurmctld, slurmd, slurm-client and munge (Debian's packages of these names).
+set -euo pipefail
+dir=$(realpath -m "${2:?give start or stop, and a folder}")
+export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin
+host=$(uname -n) host=${host%%.*}
+
+running() {  # NAME: its pid, if the recorded process is still that program
+    local pid
+    pid=$(cat "$dir/$1.pid" 2>/dev/null) && grep -q "$1" "/proc/$pid/cmdline" 2>/dev/null && echo "$pid"
+}
+wait_for() {  # SECONDS COMMAND...
+    local i
+    for ((i = 0; i < $1 * 5; i++)); do "${@:2}" && return; sleep 0.2; done
+    return 1
+}
+daemon() {  # NAME FLAGS...: in a session of its own, with none of our files open
+    setsid "$@" >>"$dir/$1.log" 2>&1 </dev/null &
+    echo $! >"$dir/$1.pid"
+}
+idle() { [ "$(timeout 3 sinfo --noheader --format=%T 2>/dev/null)" = idle ]; }
+ended() { ! kill -0 "$1" 2>/dev/null; }
+
+start() {
+    local name
+    for name in munged slurmctld slurmd; do
+        type "$name" >/dev/null || { echo "error: $name is not installed" >&2; exit 1; }
+    done
+    stop
+    rm -rf "$dir"
+    mkdir -p "$dir/state" "$dir/spool" "$dir/munge"
+    chmod 755 "$dir" "$dir/munge"
+    (umask 077 && head -c 128 /dev/urandom >"$dir/munge/key")
+    cat >"$SLURM_CONF" <<CONF
+ClusterName=test
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=16817
+SlurmdPort=16818
+SlurmUser=$(id -un)
+SlurmdUser=$(id -un)
+AuthType=auth/munge
+AuthInfo=socket=$dir/munge/socket,cred_expire=10
+CredType=cred/munge
+StateSaveLocation=$dir/state
+SlurmdSpoolDir=$dir/spool
+SlurmctldPidFile=$dir/slurmctld.own.pid
+SlurmdPidFile=$dir/slurmd.own.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MailProg=/bin/true
+KillWait=5
+MinJobAge=86400
+ReturnToService=2
+SlurmdParameters=config_overrides
+PropagateResourceLimits=NONE
+NodeName=$host NodeAddr=127.0.0.1 NodeHostname=$host CPUs=2 RealMemory=100000 State=UNKNOWN
+PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
+CONF
+    sed 's/^MinJobAge=.*/MinJobAge=4/' "$SLURM_CONF" >"$dir/client.conf"  # by which sbatch --wait looks every 2 s
+    daemon munged -F --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" \
+        --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
+    wait_for 10 test -S "$dir/munge/socket"
+    daemon slurmctld -D -c -i
+    daemon slurmd -D
+    wait_for 30 idle || { tail -n 5 "$dir"/*.log >&2; stop; echo "error: no idle node" >&2; exit 1; }
+}
+
+stop() {
+    local name pid
+    [ -z "$(running slurmctld)" ] || { timeout 5 scancel --user="$(id -un)" 2>/dev/null && sleep 1; } || true
+    for name in slurmd slurmctld munged; do
+        pid=$(running "$name") || continue
+        kill "$pid" 2>/dev/null || true
+        wait_for 10 ended "$pid" || kill -9 "$pid" || true
+    done
+    pkill -9 -f "slurmstepd.*$dir" 2>/dev/null || true
+}
+
+case $1 in
+    start | stop) "$1" ;;
+    *) echo "error: give start or stop" >&2; exit 2 ;;
+esac
