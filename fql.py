@@ -64,7 +64,7 @@ class Args:
     q_agg: Literal["mean", "min"] | None = None  # joins the target critics; unset: the published way
     actor_q_agg: Literal["mean", "min"] = "mean"  # joins the critics in the actor loss
     normalize_q: bool = False  # divide the Q term by the batch mean of |q|: alpha is free of Q's scale
-    steps: int | None = None  # gradient steps; unset: 1,000,000 or D4RL's 500,000; more may follow
+    steps: int | None = None  # gradient steps; unset: 1M, D4RL 500,000; a finished run given more goes on
     batch_size: int = 256  # transitions an update
     lr: float = 3e-4  # Adam's learning rate
     tau: float = 0.005  # the target critic's update rate
@@ -129,7 +129,7 @@ def find_env(env_id, task=None):
     if task and (env_id in D4RL_PRESETS or task != int(named_task or task)):
         raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
     known = re.findall("^(?!visual|humanoidmaze-t)(.*)-singletask-v0$", "\n".join(gymnasium.registry), re.M)
-    if family not in known:
+    if family not in known or kind and (kind in ("play", "noisy")) == bool(re.search("maze|soccer", family)):
         near = ", ".join(difflib.get_close_matches(env_id, [*known, *D4RL_PRESETS], n=3, cutoff=0))
         raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
     preset = family if family in PRESETS else [x for x in PRESETS if family.startswith(x.split("-")[0])][-1]
@@ -223,16 +223,16 @@ def load_data(env, data_dir, device):
     sample_env = make_env(env.name)
     hub = sample_env.unwrapped if env.task is None else ogbench
     names = [hub.dataset_file] if env.task is None else [f"{env.dataset}.npz", f"{env.dataset}-val.npz"]
-    path = data_dir / names[0]
+    path, files = data_dir / names[0], " and ".join(names)
     try:
         if not all((data_dir / name).exists() for name in names):
             data_dir.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(data_dir / f"{env.dataset}.lock"):  # of several runs the first downloads
                 hub.download_datasets([env.dataset], data_dir)
     except OSError as error:
-        collected = re.match("(cube|scene|puzzle).*-play|pointmaze.*-navigate", env.dataset)
-        raise UserError(f"dataset {path} could not be downloaded ({error}): put {' and '.join(names)} there"
-                        f"{', or make it with tools/collect.py' if collected else ''}") from error
+        found = re.match(r"(cube.*|scene|puzzle.*|pointmaze.*)-(play|navigate)-v0", env.dataset)
+        hint = f", or python tools/collect.py --env-id {found[1]}, then add --data-dir data" if found else ""
+        raise UserError(f"dataset {path} cannot be downloaded ({error}): put {files} there{hint}") from error
     train, *_ = splits = [read_split(data_dir / name, env, sample_env) for name in names]
     digest = hashlib.sha256()
     for key in ("observations", "actions", "rewards", "masks"):
@@ -242,7 +242,7 @@ def load_data(env, data_dir, device):
               "fingerprint": digest.hexdigest()[:16], "episodes": int(train["terminals"].sum()),
               "transitions": len(train["rewards"]), "validation": sum(len(x["rewards"]) for x in splits[1:]),
               "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
-              "terminal_share": float(np.mean(train["masks"] == 0)),
+              "terminal_share": round(float(np.mean(train["masks"] == 0)), 6),
               "simulator": getattr(hub, "SIMULATOR", f"mujoco {importlib.metadata.version('mujoco')}")}
     return [{key: torch.from_numpy(value).to(device) for key, value in split.items() if key != "terminals"}
             for split in splits], report
@@ -418,7 +418,7 @@ def load_policy(path, device="cpu", seed=0):
 
 def make_eval_envs(name, count):
     """count environments of one name, a process each, stepped together."""
-    multiprocessing.set_forkserver_preload([Path(__file__).stem])  # imports once what all the processes need
+    multiprocessing.set_forkserver_preload([Path(__file__).stem])  # imports once what the processes need
     multiprocessing.resource_tracker.ensure_running()  # before the signals are blocked, which it would undo
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: the main process handles them
     try:
@@ -455,10 +455,11 @@ def load_checkpoint(path, device, identity=None):
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
         if saved["algorithm"] != ALGORITHM or identity not in (None, saved["identity"]):
-            raise ValueError(f"it is of {saved['algorithm']}.py, {saved['identity']}")
+            raise ValueError(f"it is {saved['algorithm']}.py's, {saved['identity']}")
         return saved
     except Exception as error:  # whatever a broken file makes torch raise
-        raise UserError(f"checkpoint {path}: {error!s:.99}; restore it or run with --overwrite") from error
+        raise UserError(f"checkpoint {path} is missing, damaged or of another run ({error!r:.99}): restore "
+                        f"it or train anew with --overwrite") from error
 
 
 def lock_run(run, overwrite):
@@ -559,12 +560,12 @@ def train(args, env, run, splits, device):
             noise = sample_noise(args.batch_size, dims[1], args, generators["noise"])
             logged = {}
             if (step + 1) % args.log_interval == 0:  # at the parameters that the update starts from
-                logged = diagnostics(networks["actor"], batch, noise)
                 for split in validation:
                     split = sample_batch(split, args.batch_size, make_generator(device, args.seed, 4, step))
                     with torch.no_grad():
                         metrics = losses(networks, split, noise, args)[1]
                     logged |= {f"val_{key}": value for key, value in metrics.items()}
+                logged |= diagnostics(networks["actor"], batch, noise)
             metrics = update(networks, optimizer, batch, noise, args, losses_used)
             step += 1
             bar.update()
@@ -604,17 +605,17 @@ def main(argv=None):
         print(f"{ALGORITHM.upper()} on {env.name}\n{env.note.format(env.task)}\n"
               f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
         splits, report = load_data(env, args.data_dir, device)
-        if re.match(r"ant.* mujoco (3\.([5-9]|\d\d)|[4-9])", f"{env.name} {report['simulator']}"):
+        if re.match(r"ant.* mujoco (3\.([5-9]|\d\d)|[4-9]|\d\d)", f"{env.name} {report['simulator']}"):
             print("WARNING: MuJoCo 3.5 changed the ant's contacts: not the published environment (README)")
         for key, value in (report | vars(args)).items():
-            print(f"  {key:<20}{value!s:<24}{origin.get(key, '')}")
+            print(f"  {key:<20}{value!s:<24}{origin.get(key, '')}".rstrip())
         hashed = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
-        digest = hashlib.sha256(json.dumps([env.name, report["fingerprint"], hashed]).encode()).hexdigest()
-        run = args.run_dir / env.name.replace("-singletask", "").removesuffix("-v0")
-        run = run / RUN_NAME.format(**hashed, hash=digest[:8]) / f"seed{args.seed}"
+        content = json.dumps([env.name, report["fingerprint"], report["simulator"], hashed]).encode()
+        name = RUN_NAME.format(**hashed, hash=hashlib.sha256(content).hexdigest()[:8]) + f"/seed{args.seed}"
+        run = args.run_dir / env.name.replace("-singletask", "").removesuffix("-v0") / name
         versions = {name: importlib.metadata.version(name) for name in ("torch", "mujoco", "ogbench")}
-        config = {"algorithm": ALGORITHM, "env": env._asdict(), "settings": asdict(args), "origin": origin,
-                  "data": report, "device": str(device), "versions": versions}
+        config = {"algorithm": ALGORITHM, "env": dict(zip(env._fields[:4], env)), "settings": asdict(args),
+                  "origin": origin, "data": report, "device": str(device), "versions": versions}
         with lock_run(run, args.overwrite):
             (run / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
             print(run)

@@ -455,7 +455,7 @@ def test_checkpoint_of_the_other_algorithm(program, data_dir, tmp_path):
     other = fql if program is drol else drol
     other.main(command(data_dir, tmp_path))
     checkpoint = run_of(tmp_path) / "checkpoint.pt"
-    with pytest.raises(program.UserError, match=f"it is of {other.ALGORITHM}.py"):
+    with pytest.raises(program.UserError, match=f"it is {other.ALGORITHM}.py's"):
         program.load_policy(checkpoint)
     assert other.load_policy(checkpoint)(np.zeros(2)).shape == (2,)
 
@@ -570,7 +570,7 @@ def test_load_data(program, data_dir):
     assert torch.equal(train["rewards"], torch.from_numpy(success - 1.0).float())
     assert torch.equal(train["masks"], torch.from_numpy(1.0 - success).float())
     assert (report["transitions"], report["episodes"], report["source"][:17]) == (2000, 2, "collected locally")
-    assert report["terminal_share"] == pytest.approx(success.mean())
+    assert report["terminal_share"] == pytest.approx(success.mean(), abs=1e-6)
 
 
 @every_program
@@ -622,7 +622,7 @@ def test_missing_dataset_without_network(program, capsys, data_dir, tmp_path, mo
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     failing(program, capsys, command(tmp_path, tmp_path / "runs"), tmp_path / "pointmaze-medium-navigate-v0.npz",
-            "pointmaze-medium-navigate-v0-val.npz", "tools/collect.py", "no route")
+            "pointmaze-medium-navigate-v0-val.npz", "python tools/collect.py --env-id pointmaze-medium", "no route")
     args = [*command(tmp_path, tmp_path / "runs"), "--env-id", "antmaze-large"]
     with pytest.raises(SystemExit) as exit:
         program.main(args)
@@ -647,7 +647,11 @@ def test_a_run_and_what_it_leaves(program, capsys, data_dir, tmp_path):
     assert "seconds" not in read(run / "eval.csv")[0]
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["steps"] == 20 and config["data"]["transitions"] == 2000
-    assert config["env"]["name"] == "pointmaze-medium-navigate-singletask-task1-v0"
+    assert config["env"] == {"name": "pointmaze-medium-navigate-singletask-task1-v0", "task": 1, "preset": "pointmaze",
+                             "dataset": "pointmaze-medium-navigate-v0"}
+    rows = read(run / "train.csv")  # each number under its own name
+    assert all(0 < float(row["bc_loss" if program is drol else "flow_loss"]) < 10 for row in rows)
+    assert all(float(row["mse"]) > 0 and -1e3 < float(row["val_q"]) < 1e3 for row in rows)
     assert sorted(path.name for path in run.glob("snap*")) == ["snapshot10.pt", "snapshot20.pt"]
     assert_same_weights(run / "checkpoint.pt", run / "snapshot20.pt")
     assert list(run.glob("events*"))
@@ -834,7 +838,7 @@ def test_load_policy(program, capsys, data_dir, tmp_path):
     assert policy(np.tile(observation, (7, 1))).shape == (7, 2)
     assert np.array_equal(program.load_policy(checkpoint, seed=1)(observation), action)
     assert not np.array_equal(program.load_policy(checkpoint, seed=2)(observation), action)
-    with pytest.raises(program.UserError, match="none.pt.*restore it"):
+    with pytest.raises(program.UserError, match="none.pt is missing.*No such file"):
         program.load_policy(tmp_path / "none.pt")
 
 
@@ -1016,12 +1020,12 @@ def test_d4rl_replay_of_the_original_stack(name):
     if "antmaze" in name:
         env.inner.set_target((100, 100))  # out of the way, as in the recording
     observations, rewards, ends, truncations, _ = zip(*[env.step(action) for action in A], strict=True)
-    assert np.abs(observations[0] - O[1]).max() < (1e-2 if "antmaze" in name else 1e-3)
+    assert np.abs(observations[0] - O[1]).max() < (3e-3 if "antmaze" in name else 1e-9)
     if "pen" in name:  # the pen falls chaotically, so that only the beginning can be compared
         assert np.allclose(rewards[:10], R[:10], atol=0.02) and not any(ends[:10])
         assert True in ends and abs(ends.index(True) - D.argmax()) <= 5
     else:
-        assert sum(rewards) == pytest.approx(R.sum(), rel=1e-2) and list(ends) == D.tolist()
+        assert sum(rewards) == pytest.approx(R.sum(), rel=1e-4) and list(ends) == D.tolist()
     assert truncations[-1] == (name == ADROIT and not ends[-1])  # 100 steps are pen's limit
 
 
@@ -1070,12 +1074,13 @@ def test_antmaze_resets_and_goals_are_d4rls(capsys):
     assert env.get_normalized_score(1.0) == 1
 
 
-@pytest.mark.parametrize("name, tolerance", [("pen-human-v1", 7), ("door-human-v1", 0.2), ("hammer-human-v1", 0.2),
-                                             ("relocate-human-v1", 0.2)])
+@pytest.mark.parametrize("name, tolerance", [("pen-human-v1", 3), ("door-human-v1", 0.1), ("hammer-human-v1", 0.1),
+                                             ("relocate-human-v1", 0.1)])
 def test_a_random_policy_scores_d4rls_random_reference(name, tolerance):
-    """The normalised score x 100 of 20 episodes of uniformly random actions is 0 within noise (pen's is large)."""
+    """The normalised score x 100 of uniformly random actions is 0 within noise (pen's is large); of no reward it is not."""
     env, rng, returns = drol.make_env(name), np.random.default_rng(0), []
-    for seed in range(20):
+    assert abs(env.unwrapped.get_normalized_score(0.0)) * 100 > tolerance
+    for seed in range(100 if "pen" in name else 20):
         env.reset(seed=seed)
         info = {}
         while not info:
@@ -1140,7 +1145,7 @@ def test_d4rl_data_is_that_of_d4rls_own_function(d4rl_dir, name):
     assert np.array_equal(data["masks"], 1 - theirs["terminals"])
     episodes, transitions = {ANTMAZE: (4, 240), ADROIT: (10, len(theirs["rewards"]))}[name]
     assert (report["episodes"], report["transitions"], report["validation"]) == (episodes, transitions, 0)
-    assert report["terminal_share"] == pytest.approx(theirs["terminals"].mean()) and report["terminal_share"] > 0
+    assert report["terminal_share"] == pytest.approx(theirs["terminals"].mean(), abs=1e-6) and report["terminal_share"] > 0
     if name == ANTMAZE:
         assert (report["reward_min"], report["reward_max"]) == (-1, 0)
 
@@ -1195,6 +1200,73 @@ def test_d4rl_dataset_missing_or_broken(program, capsys, d4rl_dir, tmp_path, mon
     monkeypatch.setattr("urllib.request.urlretrieve", lambda url, path: Path(path).write_bytes(whole))
     program.main(args)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".hdf5", ".lock"]
+
+
+@every_program
+def test_the_simulator_is_part_of_a_runs_folder(program, d4rl_dir, tmp_path, monkeypatch):
+    """A run never goes on on another simulator than the one that it was begun on."""
+    from tools.d4rl_compat import D4RLEnv
+
+    args = d4rl_command(ADROIT, d4rl_dir, tmp_path)
+    program.main(args)
+    monkeypatch.setattr(D4RLEnv, "SIMULATOR", "mujoco_py 2.1.2.14")
+    program.main(args)
+    assert len(list(tmp_path.glob("*/*/*/config.json"))) == 2
+
+
+@every_program
+@pytest.mark.parametrize("env_id, simulator, told", [
+    (ANTMAZE, "mujoco 3.4.0", False), (ANTMAZE, "mujoco 3.5.1", True), (ANTMAZE, "mujoco 3.10.0", True),
+    (ANTMAZE, "mujoco 10.0", True), (ANTMAZE, "mujoco_py 2.1.2.14", False), (ADROIT, "mujoco 4.0.0", False)])
+def test_ants_on_newer_versions_of_mujoco_are_warned_of(program, capsys, d4rl_dir, tmp_path, monkeypatch, env_id,
+                                                        simulator, told):
+    from tools.d4rl_compat import D4RLEnv
+
+    monkeypatch.setattr(D4RLEnv, "SIMULATOR", simulator)
+    monkeypatch.setattr(program, "train", lambda *args: 0)
+    program.main(d4rl_command(env_id, d4rl_dir, tmp_path))
+    assert ("WARNING: MuJoCo 3.5 changed the ant's contacts" in capsys.readouterr().out) == told
+
+
+def test_rollout_of_a_d4rl_checkpoint(d4rl_dir, tmp_path):
+    drol.main(d4rl_command(ADROIT, d4rl_dir, tmp_path))
+    play = [sys.executable, str(ROOT / "tools" / "rollout.py"), str(run_of(tmp_path) / "checkpoint.pt"), "--episodes", "2"]
+    result = subprocess.run(play, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.splitlines()[-1].startswith("mean")
+    (tmp_path / "gym.py").write_text("raise ImportError('no gym')")
+    result = subprocess.run(play, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "pip install --no-deps -r requirements-d4rl.txt" in result.stderr
+
+
+def test_importing_d4rl_makes_no_folder(tmp_path):
+    environment = os.environ | {"HOME": str(tmp_path / "none"), "D4RL_DATASET_DIR": str(tmp_path / "data")}
+    code = "from tools.d4rl_compat import D4RLEnv; import os; D4RLEnv('antmaze-umaze-v2'); print(os.environ['D4RL_DATASET_DIR'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{tmp_path / 'data'}\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cut_off_download_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    import http.client
+
+    def cut_off(url, path):
+        Path(path).write_bytes(b"half")
+        raise http.client.IncompleteRead(b"half")
+
+    monkeypatch.setattr("urllib.request.urlretrieve", cut_off)
+    with pytest.raises(OSError, match="IncompleteRead"):
+        d4rl_env(ADROIT).download_datasets([ADROIT], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_program
+@pytest.mark.parametrize("env_id, near", [("antmaze-large-play", "antmaze-large-play-v2"), ("cube-single-navigate", "cube-single"),
+                                          ("cube-single-play-singletask-task9-v0", "cube-single")])
+def test_names_of_nothing_are_told(program, env_id, near):
+    with pytest.raises(program.UserError, match=f"unknown environment.*{near}"):
+        program.find_env(env_id)
+    assert program.find_env("antmaze-large-stitch").dataset == "antmaze-large-stitch-v0"
 
 
 @every_program
@@ -1301,7 +1373,7 @@ def test_humanoidmaze_up_to_the_download(program, tmp_path):
     run = run_of(tmp_path / "runs")
     config = json.loads((run / "config.json").read_text())
     assert config["data"]["source"] == "not marked as collected" and config["data"]["transitions"] == 300
-    assert config["data"]["terminal_share"] == pytest.approx(50 / 300)
+    assert config["data"]["terminal_share"] == pytest.approx(50 / 300, abs=1e-6)
     assert torch.load(run / "checkpoint.pt", weights_only=True)["dims"] == (69, 21, (512, 512, 512, 512))
     (row,) = read(run / "eval.csv")
     assert (float(row["score"]), float(row["return"]), float(row["length"])) == (0, -2000, 2000)

@@ -9,6 +9,7 @@ imported. SIMULATOR says which of the two it is. The packages are those of requi
 """
 
 import contextlib
+import http.client
 import io
 import os
 import sys
@@ -185,13 +186,14 @@ def import_d4rl():
 
 
 os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = "1"  # it complains of environments that are not used here
-with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # gym prints that it is unmaintained
-    warnings.simplefilter("ignore")
+with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(), \
+        mock.patch.dict(os.environ, D4RL_DATASET_DIR=tempfile.gettempdir()):  # which it would make, and is not used
+    warnings.simplefilter("ignore")  # and gym prints that it is unmaintained
     try:
         import h5py
 
         gym, SIMULATOR = import_d4rl()
-    except ImportError as error:
+    except Exception as error:  # what packages of other versions make of each other
         raise ImportError(f"D4RL's tasks need more packages ({error}): "
                           "pip install --no-deps -r requirements-d4rl.txt") from error
 
@@ -210,9 +212,12 @@ class D4RLEnv(gymnasium.Env):
     SIMULATOR = SIMULATOR
 
     def __init__(self, name):
-        with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder, \
-                mock.patch("tempfile.tempdir", folder):  # a maze prints its goal and leaves an XML file behind
-            self.env = gym.make(name)
+        with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
+            def mkstemp(suffix, text):  # a maze would leave its XML file behind, open
+                return None, str(Path(folder) / f"maze{suffix}")
+
+            with mock.patch("tempfile.mkstemp", mkstemp):
+                self.env = gym.make(name)  # prints the maze's goal
         self.name = name
         self.inner = getattr(self.env.unwrapped, "wrapped_env", self.env.unwrapped)  # AntMaze is in a ProxyEnv
         space = self.env.observation_space
@@ -245,8 +250,13 @@ class D4RLEnv(gymnasium.Env):
             return
         partial = path.with_suffix(".partial")  # so that a file of the right name is always whole
         print(f"downloading {self.inner.dataset_url} to {path}", flush=True)
-        urllib.request.urlretrieve(self.inner.dataset_url, partial)
-        os.replace(partial, path)
+        try:
+            urllib.request.urlretrieve(self.inner.dataset_url, partial)
+            os.replace(partial, path)
+        except http.client.HTTPException as error:
+            raise OSError(f"the server's answer was cut off: {error!r}") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def load_dataset(self, path):
         """The steps that d4rl.qlearning_dataset makes of a file, as float32, with OGBench's masks and terminals.
@@ -256,7 +266,8 @@ class D4RLEnv(gymnasium.Env):
         next episode. Raises KeyError or OSError where the file is not D4RL's."""
         with h5py.File(path) as file:
             data = {key: file[key][:] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
-        timeouts, terminals = data.pop("timeouts").astype(bool), data.pop("terminals").astype(bool)
+        timeouts, terminals = (data.pop(key).reshape(-1).astype(bool) for key in ("timeouts", "terminals"))
+        data["rewards"] = data["rewards"].reshape(-1)
         keep = np.flatnonzero(~timeouts[:-1])
         data["next_observations"] = data["observations"][1:]
         data = {key: value[keep].astype(np.float32, copy=False) for key, value in data.items()}

@@ -62,6 +62,8 @@ def load(path, seed):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         module = importlib.import_module({"drol": "drol", "fql": "fql"}[saved["algorithm"]])
         return module, module.make_env(saved["env"]), module.load_policy(path, seed=seed)
+    except ImportError as error:  # of what D4RL's tasks need
+        fail(str(error))
     except Exception as error:  # whatever a broken file makes its readers raise
         fail(f"checkpoint {path} is missing, damaged or of neither drol.py nor fql.py: {error!r:.90}")
 

@@ -1,0 +1,467 @@
+"""Tables and figures out of the folders of runs: whatever is there, and 'not run' for what is not.
+
+    python tools/figures.py --run-dir runs --out figures
+
+results.md and .csv   each family and method: our score over seeds, its interquartile mean, the published one
+learning_curves       score against updates, a panel a task
+ksweep                score against K, a panel a task; the best K of each is printed beside the published K*
+scaling               distance and cloning loss of the candidates against K (mean of the last tenth of training)
+runtime               milliseconds an update and an action, from tools/bench.py's CSV
+voronoi               routing before and after one real update (needs a DROL run made with --snapshot-interval)
+
+Every figure is a PNG with a CSV of its numbers beside it. A run on locally collected data is marked 'local data'.
+"""
+
+import csv
+import json
+import math
+import sys
+import textwrap
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import tyro
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # where drol.py and fql.py are
+mpl.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+import drol  # noqa: E402
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+MARKERS = "osD^vPX"
+SUITES = ("DROL(16)", "DROL*", "FQL")
+
+
+@dataclass
+class Args:
+    run_dir: Path = Path("runs")  # folder of the runs
+    out: Path = Path("figures")  # folder of the tables and figures
+    bench: Path | None = None  # tools/bench.py's CSV; unset: bench.csv in the folder of the runs
+    voronoi: Path | None = None  # run folder of the Voronoi figure; unset: the first with K > 1 and two snapshots
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path, rows):
+    """Rows, dicts of the same keys, as a CSV."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(path)
+
+
+# ---------------------------------------------------------------------------------------------------- runs
+
+
+def published():
+    """{environment: {suite: its row of published_settings.csv}} and {group: its row of published_results.csv}."""
+    settings = defaultdict(dict)
+    for row in read(ROOT / "testdata" / "published_settings.csv"):
+        settings[row["full_name"]][row["suite"]] = row
+    return settings, {row["group"]: row for row in read(ROOT / "testdata" / "published_results.csv")}
+
+
+def load_run(path):
+    """A run's folder as a namespace. score: what the paper reports of a run, None where it has not finished."""
+    config = json.loads((path / "config.json").read_text())
+    settings, env, data = config["settings"], config["env"], config["data"]
+    curve = [(int(row["step"]), float(row["score"])) for row in read(path / "eval.csv")] \
+        if (path / "eval.csv").exists() else []
+    finished = curve and curve[-1][0] >= settings["steps"]
+    last = 1 if env["task"] is None else 3
+    changed = {name: value for name, value in settings.items() if config["origin"][name] == "command line"
+               and name not in drol.NOT_HASHED | {"k", "bc_coef", "alpha"} and not name.startswith("eval_")}
+    local = data["source"].startswith("collected locally")
+    text = lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    condition = [f"{settings['steps']:,} updates", *(f"{name} {text(value)}" for name, value in changed.items())]
+    group = env["preset"] if env["dataset"].startswith(env["preset"]) else env["dataset"].rsplit("-", 2)[0]
+    if env["task"] is None:
+        group = "d4rl-antmaze" if "antmaze" in env["name"] else "d4rl-adroit"
+    return SimpleNamespace(
+        path=path, config=config, algorithm=config["algorithm"], settings=settings, seed=settings["seed"],
+        name=env["name"], task=env["name"].replace("-singletask", "").removesuffix("-v0"), group=group, curve=curve,
+        score=float(np.mean([score for _, score in curve[-last:]])) if finished else None,
+        local=local, condition=", ".join([*condition, *["local data"] * local]))
+
+
+def label(run):
+    k, origin = run.settings.get("k"), run.config["origin"]
+    name = {"drol": f"DROL K = {k}", "fql": "FQL"}[run.algorithm]
+    flag = {"drol": "bc_coef", "fql": "alpha"}[run.algorithm]
+    return name + (f", {flag} {run.settings[flag]:g}" if origin[flag] == "command line" else "")
+
+
+def in_suite(run, suite, settings):
+    """Whether a run has the settings that the suite (DROL(16), DROL* or FQL) has for the run's environment."""
+    row = settings.get(run.name, {}).get(suite)
+    if row is None:  # not a published environment: the settings that the program takes for it
+        own = "alpha" if suite == "FQL" else "bc_coef"
+        return suite != "DROL*" and run.algorithm == row_method(suite) and run.settings.get("k", 16) == 16 \
+            and run.config["origin"][own] != "command line"
+    return run.algorithm == row["method"] and all(
+        run.settings[name] == (row[name] if name == "q_agg" else float(row[name]))
+        for name in ("k", "bc_coef", "alpha", "discount", "q_agg") if row[name])
+
+
+def row_method(suite):
+    return "fql" if suite == "FQL" else "drol"
+
+
+def by(runs, key):
+    groups = defaultdict(list)
+    for run in runs:
+        groups[key(run)].append(run)
+    return dict(sorted(groups.items(), key=lambda item: str(item[0])))
+
+
+# --------------------------------------------------------------------------------------------------- table
+
+
+def summary(runs):
+    """Mean and standard deviation over seeds (of a seed's mean over tasks), and the runs' interquartile mean.
+
+    The interval is the 95 % percentile bootstrap's, stratified by task, as rliable has it."""
+    tasks = by(runs, lambda run: run.name)
+    seeds = [seed for seed, group in by(runs, lambda run: run.seed).items() if len(group) == len(tasks)]
+    means = [np.mean([run.score for run in runs if run.seed == seed]) for seed in seeds]
+    iqm = lambda *tasks: stats.trim_mean(np.concatenate(tasks), 0.25)
+    scores = [np.array([run.score for run in group]) for group in tasks.values()]
+    interval = None
+    if min(map(len, scores)) > 1:
+        interval = stats.bootstrap(scores, iqm, n_resamples=2000, vectorized=False, method="percentile",
+                                   rng=np.random.default_rng(0)).confidence_interval
+    return {"tasks": len(tasks), "seeds": len(seeds), "mean": np.mean(means) if means else math.nan,
+            "std": np.std(means, ddof=1) if len(means) > 1 else math.nan, "iqm": iqm(*scores),
+            "iqm_low": interval.low if interval else math.nan, "iqm_high": interval.high if interval else math.nan}
+
+
+def results(runs, settings, published_results, out):
+    rows, groups = [], list(published_results)
+    groups += sorted({run.group for run in runs} - set(groups))
+    for group in groups:
+        row = published_results.get(group, {})
+        for suite in SUITES:
+            paper = row.get({"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}[suite]) or "not published"
+            of_suite = [run for run in runs if run.group == group and in_suite(run, suite, settings)]
+            cells = by([run for run in of_suite if run.score is not None], lambda run: run.condition)
+            common = {"family": group, "method": suite, "published": paper, "of_tasks": row.get("tasks", 5)}
+            unfinished = sum(run.score is None for run in of_suite)
+            for condition, cell in (cells or {"not run": []}).items():
+                numbers = summary(cell) if cell else dict.fromkeys(
+                    ("tasks", "seeds", "mean", "std", "iqm", "iqm_low", "iqm_high"), "not run")
+                rows.append(common | numbers | {"condition": condition, "unfinished": unfinished})
+    write(out / "results.csv", rows)
+    number = lambda value: value if isinstance(value, str) else "-" if math.isnan(value) else f"{value:.1f}"
+    lines = ["Success rate in % on OGBench, normalised return x 100 on D4RL. Ours: mean +- standard deviation over "
+             "seeds;", "IQM: interquartile mean over runs with its 95 % bootstrap interval. Published: the paper's "
+             "mean over all tasks and 8 seeds;", "it is comparable only where ours has all tasks, the published "
+             "settings and the official data.", "",
+             "| family | method | ours | IQM | published | tasks | seeds | settings and data |",
+             "|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ours, iqm, tasks = "not run", "not run", f"0 of {row['of_tasks']}"
+        if row["mean"] != "not run":
+            ours = f"{number(row['mean'])} +- {number(row['std'])}"
+            iqm = f"{number(row['iqm'])} [{number(row['iqm_low'])}, {number(row['iqm_high'])}]"
+            tasks = f"{row['tasks']} of {row['of_tasks']}"
+        note = row["condition"] + (f" ({row['unfinished']} unfinished left out)" if row["unfinished"] else "")
+        seeds = 0 if row["seeds"] == "not run" else row["seeds"]
+        lines.append(f"| {row['family']} | {row['method']} | {ours} | {iqm} | {row['published']} | {tasks} | {seeds} "
+                     f"| {note} |")
+    (out / "results.md").write_text("\n".join(lines) + "\n")
+    print(out / "results.md")
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def panels(count, width=3.2, height=2.6):
+    """A figure and count axes, at most five a row."""
+    columns = min(count, 5)
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns + 0.6, height * rows + 0.7), squeeze=False,
+                                layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def finish(figure, path, title, runs):
+    title += " (local data)" * any(run.local for run in runs)
+    figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+    print(path)
+
+
+def line(axis, x, values, index, name):
+    """Mean over seeds with a band of one standard deviation. values: a list of the seeds' scores for each x."""
+    mean, std = np.array([np.mean(v) for v in values]), np.array([np.std(v) for v in values])
+    style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+    axis.plot(x, mean, markersize=4, linewidth=1.5, label=name, **style)
+    axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def learning_curves(runs, out):
+    tasks, rows = by([run for run in runs if run.curve], lambda run: run.task), []
+    labels = sorted({(label(run), run.condition) for run in runs})
+    conditions = {condition for _, condition in labels}
+    figure, axes = panels(len(tasks))
+    for axis, (task, group) in zip(axes, tasks.items(), strict=True):
+        for (name, condition), cell in by(group, lambda run: (label(run), run.condition)).items():
+            points = defaultdict(list)
+            for run in cell:
+                for step, score in run.curve:
+                    points[step].append(score)
+            steps = sorted(points)
+            seeds = len({run.seed for run in cell})
+            text = f"{name} ({seeds} seed{'s' * (seeds > 1)})" + f"\n{condition}" * (len(conditions) > 1)
+            line(axis, steps, [points[step] for step in steps], labels.index((name, condition)), text)
+            rows += [{"task": task, "method": name, "condition": condition, "step": step, "seeds": len(points[step]),
+                      "mean": np.mean(points[step]), "std": np.std(points[step])} for step in steps]
+        axis.set_title(task, fontsize=8)
+        axis.set_xlabel("updates", fontsize=8)
+        axis.set_ylabel("score", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=6)
+    write(out / "learning_curves.csv", rows)
+    extra = f": {conditions.pop()}" if len(conditions) == 1 else ""
+    finish(figure, out / "learning_curves.png", f"Learning curves, mean and standard deviation over seeds{extra}", runs)
+
+
+def sweeps(runs):
+    """{(task, condition): {K: runs}} of the DROL runs that differ in K alone, where there are two K or more."""
+    drol_runs = [run for run in runs if run.algorithm == "drol" and "bc_coef" not in label(run)]
+    found = by(drol_runs, lambda run: (run.task, run.condition))
+    found = {key: by(group, lambda run: run.settings["k"]) for key, group in found.items()}
+    return {key: dict(sorted(group.items())) for key, group in found.items() if len(group) > 1}
+
+
+def ksweep(runs, settings, out):
+    finished = sweeps([run for run in runs if run.score is not None])
+    rows, used = [], [run for group in finished.values() for cell in group.values() for run in cell]
+    figure, axes = panels(max(len(finished), 1))
+    for axis, ((task, condition), group) in zip(axes, finished.items(), strict=False):
+        scores = [[run.score for run in cell] for cell in group.values()]
+        means = [np.mean(values) for values in scores]
+        best = [k for k, mean in zip(group, means, strict=True) if mean == max(means)]
+        best_text = ", ".join(map(str, best))
+        star = settings.get(next(iter(group.values()))[0].name, {}).get("DROL*", {}).get("k", "not published")
+        seeds = sorted({len(values) for values in scores})
+        print(f"  {task}: best K {best_text}, published K* {star} ({condition}, seeds: {', '.join(map(str, seeds))})")
+        line(axis, list(group), scores, 0, None)
+        axis.plot(best, [max(means)] * len(best), marker="*", markersize=13, color=COLORS[1], linestyle="none",
+                  label=f"best: {best_text}")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(list(group), list(group))
+        axis.set_title(f"{task}\n{condition}", fontsize=6)
+        axis.set_xlabel("K", fontsize=8)
+        axis.set_ylabel("score", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=7)
+        rows += [{"task": task, "condition": condition, "k": k, "seeds": len(values), "mean": np.mean(values),
+                  "std": np.std(values), "best_k": best_text, "published_k": star}
+                 for k, values in zip(group, scores, strict=True)]
+    write(out / "ksweep.csv", rows)
+    finish(figure, out / "ksweep.png", "Score against the number of candidates K", used)
+
+
+def scaling(runs, out):
+    found, rows = sweeps([run for run in runs if run.score is not None]), []
+    figure, (left, right) = panels(2, 4.2, 3.2)
+    inset = left.inset_axes([0.62, 0.14, 0.35, 0.34])
+    columns = ("pairwise_distance", "bc_loss", "candidate_spread")
+    for index, ((task, condition), group) in enumerate(found.items()):
+        values = {column: [] for column in columns}
+        for k, cell in group.items():
+            tails = [read(run.path / "train.csv") for run in cell]
+            tails = [tail[-max(len(tail) // 10, 1):] for tail in tails]
+            means = {column: [np.mean([float(row[column]) for row in tail]) for tail in tails] for column in columns}
+            for column in columns:
+                values[column].append(means[column])
+            rows.append({"task": task, "condition": condition, "k": k, "seeds": len(cell)}
+                        | {column: np.mean(means[column]) for column in columns})
+        line(left, list(group), values["pairwise_distance"], index, task)
+        line(right, list(group), values["bc_loss"], index, task)
+        spread = [[math.log10(value) for value in seeds if value > 0] or [math.nan] for seeds in
+                  values["candidate_spread"]]
+        line(inset, list(group), spread, index, None)
+    for axis, name in ((left, "pairwise distance"), (right, "BC loss of the winner"), (inset, "log10 spread")):
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel("K" if axis is not inset else "", fontsize=8)
+        axis.set_ylabel(name, fontsize=8 if axis is not inset else 6)
+        axis.tick_params(labelsize=7 if axis is not inset else 5)
+    right.set_ylim(bottom=0)
+    right.legend(fontsize=7)
+    write(out / "scaling.csv", rows)
+    finish(figure, out / "scaling.png", "Candidates against K, per action dimension, last tenth of training",
+           [run for group in found.values() for cell in group.values() for run in cell])
+
+
+def runtime(path, out):
+    rows = read(path)
+    figure, axes = panels(2, 3.6, 2.8)
+    names = [row["method"] for row in rows]
+    for axis, column, title in ((axes[0], "update_ms", "training, ms an update"),
+                                (axes[1], "action_ms", "acting, ms an action")):
+        values = [float(row[column]) for row in rows]
+        bars = axis.bar(names, values, color=[COLORS[1] if name == "FQL" else COLORS[0] for name in names],
+                        hatch=["//" if name == "FQL" else "" for name in names], edgecolor="white")
+        axis.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=7)
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.set_xticks(range(len(names)), names, rotation=30)
+    write(out / "runtime.csv", rows)
+    first = rows[0]
+    finish(figure, out / "runtime.png", f"{first['device']}, batch {first['batch_size']}, hidden widths "
+           f"{first['hidden_dims']}, {first['observation_dim']} observations, {first['action_dim']} actions", [])
+
+
+# ------------------------------------------------------------------------------------------------- Voronoi
+
+
+def one_update(path, run, data):
+    """A snapshot's candidates, winners and critic on a batch of the data, and those after one real update on it."""
+    saved = drol.load_checkpoint(path, "cpu")
+    networks = drol.make_networks(*saved["dims"], torch.Generator())
+    networks.load_state_dict(saved["networks"])
+    optimizer = torch.optim.Adam(networks.parameters(), lr=run.settings["lr"], fused=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    args, generator = SimpleNamespace(**run.settings), drol.make_generator("cpu", 0)
+    batch = drol.sample_batch(data, args.batch_size, generator)
+    noise = drol.sample_noise(args.batch_size, saved["dims"][1], args, generator)
+    state = SimpleNamespace(step=saved["step"], batch=batch, critic=drol.copy.deepcopy(networks["critic"]))
+    for moment in ("before", "after"):
+        candidates = drol.sample_candidates(networks["actor"], batch["observations"], noise["latents"])
+        setattr(state, moment, candidates)  # (B, K, A)
+        setattr(state, f"winner_{moment}", drol.route(candidates, batch["actions"]))  # (B,)
+        if moment == "before":
+            drol.update(networks, optimizer, batch, noise, args)
+    return state
+
+
+@torch.no_grad()
+def draw_cells(axis, state, i, title, switch):
+    """State i of a batch: the plane through its dataset action a along the candidates' two widest directions."""
+    a, before, after = state.batch["actions"][i], state.before[i], state.after[i]
+    basis = torch.eye(2) if len(a) == 2 else torch.linalg.svd(before - before.mean(0)).Vh[:2]  # (2, A)
+    flat = lambda x: ((x - a) @ basis.T).numpy()  # a lies at the origin
+    points, moved = flat(before), flat(after)
+    low, high = np.minimum(points.min(0), 0), np.maximum(points.max(0), 0)
+    reach = 0.6 * max(*(high - low), 0.05)
+    (x0, y0), size = (low + high) / 2, 300
+    x, y = np.meshgrid(np.linspace(x0 - reach, x0 + reach, size), np.linspace(y0 - reach, y0 + reach, size))
+    grid = a + torch.tensor(np.stack([x.ravel(), y.ravel()], 1), dtype=torch.float32) @ basis  # (size^2, A)
+    cell = torch.cdist(grid, before).argmin(1).view(size, size)
+    inside = (grid.abs().amax(1) <= 1).view(size, size)
+    s = state.batch["observations"][i].expand(len(grid), -1)
+    q = state.critic(s, grid.clamp(-1, 1)).amin(0).view(size, size)
+    old, new = state.winner_before[i].item(), state.winner_after[i].item()
+    axis.contourf(x, y, (cell == old).float(), levels=[0.5, 1.5], colors=["#DCEAF7"])
+    axis.contourf(x, y, (~inside).float(), levels=[0.5, 1.5], colors=["none"], hatches=["////"])
+    for k in cell.unique().tolist():
+        axis.contour(x, y, (cell == k).float(), levels=[0.5], colors="black", linewidths=0.6)
+    contours = axis.contour(x, y, np.ma.masked_where(~inside, q), levels=7, cmap="viridis", linewidths=0.9,
+                            linestyles="--")
+    axis.clabel(contours, fontsize=5, fmt="%.4g")
+    axis.plot(*points.T, "o", color="#666666", markersize=4, label="candidates")
+    axis.plot(0, 0, "*", color="#D55E00", markersize=13, label="dataset action", zorder=5)
+    axis.plot(*points[old], "o", markersize=11, markerfacecolor="none", markeredgecolor="#0072B2",
+              markeredgewidth=2, label="winner before")
+    if switch:
+        axis.plot(*points[new], "s", markersize=11, markerfacecolor="none", markeredgecolor="#CC79A7",
+                  markeredgewidth=2, label="winner after")
+    move = moved[old] - points[old]
+    scale = 10 ** max(math.floor(math.log10(0.4 * reach / max(np.linalg.norm(move), 1e-9))), 0)
+    axis.annotate("", points[old] + scale * move, points[old],
+                  arrowprops={"arrowstyle": "-|>", "color": "#0072B2", "linewidth": 1.8})
+    axis.plot([], [], color="#0072B2", marker=">", label="its move in the update, enlarged")
+    axis.set(xlim=(x0 - reach, x0 + reach), ylim=(y0 - reach, y0 + reach), aspect="equal")
+    axis.set_title(f"{title}\nafter {state.step:,} updates; arrow x {scale:,.0f}", fontsize=8)
+    axis.tick_params(labelsize=6)
+    axis.grid(visible=False)
+    distance = lambda x: (x - a).norm(dim=-1).tolist()
+    return [{"panel": title, "updates": state.step, "state": i, "candidate": k, "x": points[k][0], "y": points[k][1],
+             "x_after": moved[k][0], "y_after": moved[k][1], "distance": d0, "distance_after": d1,
+             "winner_before": int(k == old), "winner_after": int(k == new)}
+            for k, (d0, d1) in enumerate(zip(distance(before), distance(after), strict=True))]
+
+
+def voronoi(run, out):
+    snapshots = sorted(run.path.glob("snapshot*.pt"), key=lambda path: int(path.stem.removeprefix("snapshot")))
+    splits, _ = drol.load_data(drol.find_env(run.name), Path(run.settings["data_dir"]), torch.device("cpu"))
+    states = [one_update(path, run, splits[0]) for path in snapshots]
+    first, last = states[0], states[-1]
+    spread = lambda state: state.before.var(1, correction=0).mean(-1)  # (B,)
+    chosen = [("candidates spread out (structure)", first, spread(first).argmax().item(), False)]
+    switched = [(state, (state.winner_before != state.winner_after).nonzero().flatten()) for state in states]
+    switched = next(((state, index) for state, index in switched if len(index)), None)
+    if switched:
+        state, index = switched
+        widest = index[spread(state)[index].argmax()].item()
+        share = f"{len(index)} of {len(state.before)} states"
+        chosen.append((f"the winner changes (reassignment; {share})", state, widest, True))
+    kept = (last.winner_before == last.winner_after).float()
+    chosen.append((f"the winner stays (stable; {int(kept.sum())} of {len(kept)} states)", last,
+                   (spread(last) * kept).argmax().item(), False))
+    figure, axes = panels(len(chosen), 4.2, 4.2)
+    rows = []
+    for axis, (title, state, i, switch) in zip(axes, chosen, strict=True):
+        rows += draw_cells(axis, state, i, title, switch)
+    write(out / "voronoi.csv", rows)
+    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    plane = "the action space" if len(states[0].batch["actions"][0]) == 2 else "plane of the candidates' widest spread"
+    finish(figure, out / "voronoi.png", f"{run.task}, K = {run.settings['k']}, {plane}; blue: the winner's "
+           f"cell; dashed: min Q; hatched: outside the action bounds", [run])
+
+
+# ---------------------------------------------------------------------------------------------------- main
+
+
+def main(argv=None):
+    args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
+    settings, published_results = published()
+    try:
+        runs = [load_run(path.parent) for path in sorted(args.run_dir.glob("*/*/*/config.json"))]
+        args.out.mkdir(parents=True, exist_ok=True)
+        results(runs, settings, published_results, args.out)
+        with_curve = [run for run in runs if run.curve]
+        bench = args.bench or args.run_dir / "bench.csv"
+        drawable = [run for run in runs
+                    if run.settings.get("k", 1) > 1 and len(list(run.path.glob("snapshot*.pt"))) > 1]
+        if args.voronoi:
+            drawable = [load_run(args.voronoi)]
+        swept = sweeps([run for run in runs if run.score is not None])
+        for name, ready, draw in (
+                ("learning_curves", with_curve, lambda: learning_curves(with_curve, args.out)),
+                ("ksweep", swept, lambda: ksweep(runs, settings, args.out)),
+                ("scaling", swept, lambda: scaling(runs, args.out)),
+                ("runtime", bench.exists(), lambda: runtime(bench, args.out)),
+                ("voronoi", drawable, lambda: voronoi(drawable[0], args.out))):
+            if ready:
+                draw()
+            else:
+                print(f"{name}: not run")
+    except (drol.UserError, OSError, KeyError, ValueError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()
