@@ -614,7 +614,7 @@ def main(argv=None):
         if re.match(r"ant.* mujoco (3\.([5-9]|\d\d)|[4-9]|\d\d)", f"{env.name} {report['simulator']}"):
             print("WARNING: MuJoCo 3.5 changed the ant's contacts: not the published environment (README)")
         for key, value in (report | vars(args)).items():
-            print(f"  {key:<20}{value!s:<24}{origin.get(key, '')}".rstrip())
+            print(f"  {key:<20}{value!s:<23} {origin.get(key, '')}".rstrip())
         hashed = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
         content = json.dumps([env.name, report["fingerprint"], report["simulator"], hashed]).encode()
         name = RUN_NAME.format(**hashed, hash=hashlib.sha256(content).hexdigest()[:8]) + f"/seed{args.seed}"

@@ -10,9 +10,12 @@ import json
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 from importlib.machinery import ModuleSpec
@@ -28,7 +31,7 @@ import torch
 
 import drol
 import fql
-from tools import collect
+from tools import bench, collect, figures
 
 ROOT = Path(__file__).parent
 PARITY = Path(os.environ.get("PARITY_DIR", ROOT / "testdata" / "parity"))
@@ -419,6 +422,115 @@ def test_fql_q_alone_moves_the_actor_uphill(flow_toy):
         loss.backward()
         optimizer.step()
     assert values[-1] > values[0]
+
+
+# -------------------------------------------------------------------------------------------------- theory
+
+
+class NoCritic(torch.nn.Module):
+    """Q = 0 everywhere, so that the actor loss is cloning alone."""
+
+    def forward(self, s, a):
+        return torch.zeros(2, len(a))
+
+
+@pytest.mark.parametrize("M", [2, 3, 4])
+def test_theory_separated_intervals_get_a_prototype_each(M):
+    """Statement 1: of all placements of K = M prototypes, every minimiser has one in each of M separated intervals."""
+    data = torch.cat([3.0 * m + torch.linspace(0, 1, 5) for m in range(M)])  # intervals [3m, 3m + 1]
+    places = torch.arange(0, 3 * (M - 1) + 1.01, 0.25)
+    prototypes = torch.combinations(places, M, with_replacement=True)  # (C, K)
+    losses = []
+    for chunk in prototypes.split(20_000):
+        candidates = chunk[:, None, :, None].expand(-1, len(data), -1, -1).reshape(-1, M, 1)
+        a = data.repeat(len(chunk))[:, None]
+        winner = drol.route(candidates, a)
+        nearest = candidates[torch.arange(len(a)), winner]
+        losses.append((nearest - a).square().view(len(chunk), -1).mean(1))
+    losses = torch.cat(losses)
+    best = prototypes[losses <= losses.min() + 1e-6]
+    in_interval = (best[:, :, None] >= 3 * torch.arange(M)) & (best[:, :, None] <= 3 * torch.arange(M) + 1)
+    assert len(best) >= 1 and (in_interval.sum(1) == 1).all()
+    both_in_one = (prototypes[:, 0] <= 1) & (prototypes[:, 1] <= 1)
+    assert losses[both_in_one].min() > 2 * losses.min()
+
+
+def clone(K, modes, steps, seed=0, fixed=None):
+    """Trains the real actor on a mixture of modes (M, A) at one state by routed cloning, on fresh latents or fixed ones."""
+    g = torch.Generator().manual_seed(seed)
+    A = modes.shape[1]
+    actor = drol.make_networks(1, A, (64, 64), g)["actor"]
+    optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3)
+    for _ in range(steps):
+        a = modes[torch.randint(len(modes), (256,), generator=g)] + 0.02 * torch.randn(256, A, generator=g)
+        batch = {"observations": torch.zeros(256, 1), "actions": a}
+        latents = drol.sample_latents(256, K, A, generator=g) if fixed is None else fixed.expand(256, -1, -1)
+        loss, _ = drol.actor_loss(actor, NoCritic(), batch, latents, 1.0, "min", True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    noise = {"latents": latents, "next_latents": latents[:, 0]}
+    return actor, drol.diagnostics(actor, batch, noise) | drol.actor_loss(
+        actor, NoCritic(), batch, latents, 1.0, "min", True)[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_theory_training_covers_separated_modes(seed):
+    """Statement 1 in training: three latents held fixed, three modes, and each ends on a mode of its own."""
+    modes = torch.tensor([[-0.8], [0.0], [0.8]])
+    fixed = torch.tensor([[[-0.9], [0.0], [0.9]]])
+    actor, _ = clone(3, modes, 1500, seed, fixed)
+    candidates = drol.sample_candidates(actor, torch.zeros(1, 1), fixed)[0]  # (3, 1)
+    distance = (candidates - modes.T).abs()  # (candidate, mode)
+    assert distance.min(0).values.max() < 0.05 and sorted(distance.argmin(1).tolist()) == [0, 1, 2]
+
+
+def test_theory_tether_and_handoff():
+    """Statement 2: the pull on the first candidate is 2(x - a) while it is the nearest, and then passes to the other."""
+    a, other = 0.5, 0.2
+    for x in torch.linspace(-1, 0.99, 40).tolist():
+        latents = torch.tensor([[[x], [other]]], requires_grad=True)
+        batch = {"observations": torch.zeros(1, 1), "actions": torch.tensor([[a]])}
+        drol.actor_loss(lambda s, z: z, NoCritic(), batch, latents, 1.0, "min", True)[0].backward()
+        nearest = abs(x - a) <= abs(other - a)
+        expected = [2 * (x - a), 0.0] if nearest else [0.0, 2 * (other - a)]
+        assert latents.grad.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+        tether = torch.tensor([[[x]]], requires_grad=True)  # alone, it is held whatever its distance
+        drol.actor_loss(lambda s, z: z, NoCritic(), batch, tether, 1.0, "min", True)[0].backward()
+        assert tether.grad.item() == pytest.approx(2 * (x - a), abs=1e-6)
+
+
+def test_theory_coverage_of_all_modes():
+    """Statement 3: Monte Carlo against 1 - sum_m (1 - p_m)^K, with candidates = latents, uniform in [-1, 1]."""
+    low, high = torch.tensor([-1.0, 0.0, 0.5]), torch.tensor([-0.5, 0.2, 1.0])
+    p, g, N = (high - low) / 2, torch.Generator().manual_seed(0), 20_000
+    rates = []
+    for K in (1, 2, 4, 8, 16, 32, 64):
+        candidates = drol.sample_latents(N, K, 1, generator=g)
+        covered = torch.ones(N, dtype=torch.bool)
+        for left, right in zip(low, high, strict=True):  # the nearest to a neighbourhood's centre tells if any is in it
+            winner = drol.route(candidates, ((left + right) / 2).expand(N, 1))
+            nearest = candidates[torch.arange(N), winner, 0]
+            covered &= (left <= nearest) & (nearest <= right)
+        rate, bound = covered.float().mean().item(), 1 - ((1 - p) ** K).sum().item()
+        # inclusion and exclusion over the three modes gives the exact probability
+        exact = bound + sum((1 - p[i] - p[j]).item() ** K for i, j in ((0, 1), (0, 2), (1, 2))) - (1 - p.sum().item()) ** K
+        exact = max(exact, 0.0)
+        error = 4 * (exact * (1 - exact) / N) ** 0.5 + 1e-9
+        assert rate >= bound - error and rate == pytest.approx(exact, abs=error)
+        rates.append(rate)
+    assert rates == sorted(rates) and rates[0] == 0 and rates[-1] > 0.99
+
+
+def test_theory_spread_grows_and_cloning_improves_with_k():
+    """Statement 4, with the real actor on eight modes in the plane."""
+    angle = torch.arange(8) * torch.pi / 4
+    modes = 0.8 * torch.stack([angle.cos(), angle.sin()], 1)
+    results = [clone(K, modes, 600)[1] for K in (1, 2, 4, 8, 16)]
+    spread = [result["candidate_spread"].item() for result in results]
+    bc_loss = [result["bc_loss"].item() for result in results]
+    assert spread == sorted(spread) and spread[0] == 0 and spread[-1] > 0.2, spread
+    assert bc_loss == sorted(bc_loss, reverse=True) and bc_loss[-1] < bc_loss[0] / 5, bc_loss
 
 
 def sections(program):
@@ -1377,3 +1489,270 @@ def test_humanoidmaze_up_to_the_download(program, tmp_path):
     assert torch.load(run / "checkpoint.pt", weights_only=True)["dims"] == (69, 21, (512, 512, 512, 512))
     (row,) = read(run / "eval.csv")
     assert (float(row["score"]), float(row["return"]), float(row["length"])) == (0, -2000, 2000)
+
+
+# ------------------------------------------------------------------------------- run_all.sh and the figures
+
+
+def run_all(*args, **kwargs):
+    """run_all.sh with this Python in place of .venv's."""
+    return subprocess.run(["bash", ROOT / "run_all.sh", *map(str, args)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHON": sys.executable} | kwargs)
+
+
+def listed(*args):
+    result = run_all(*args, "--list")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def resolved(line):
+    """What a listed command trains, resolved by the program's own code: (settings as published_settings.csv has them, seed)."""
+    python, file, *flags = shlex.split(line)
+    program = {"drol.py": drol, "fql.py": fql}[file]
+    args, env, _ = program.resolve(program.tyro.cli(program.Args, args=flags))
+    return (program.ALGORITHM, env.name, getattr(args, "k", None), getattr(args, "bc_coef", None),
+            getattr(args, "alpha", None), args.discount, args.q_agg, args.steps), args.seed
+
+
+def test_the_suites_are_the_published_runs():
+    """ogbench and d4rl: 1,472 commands for 8 seeds, each of which resolves to a row of published_settings.csv."""
+    lines = listed("ogbench") + listed("d4rl")
+    assert len(lines) == len(set(lines)) == 1472
+    number = lambda value: float(value) if value else None
+    rows = {(row["method"], row["full_name"], number(row["k"]), number(row["bc_coef"]), number(row["alpha"]),
+             float(row["discount"]), row["q_agg"], int(row["steps"]))
+            for row in read(ROOT / "testdata" / "published_settings.csv")}
+    assert len(rows) == 184
+    runs = [resolved(line) for line in lines]
+    assert {settings for settings, _ in runs} == rows
+    assert len(set(runs)) == 1472 and {seed for _, seed in runs} == set(range(8))
+    counts = [len(listed(suite, "--methods", method, "--seeds", 1)) for suite in ("ogbench", "d4rl")
+              for method in ("drol16", "drol16 drolstar", "fql")]
+    assert counts == [50, 85, 50, 18, 31, 18]  # 68 of DROL(16), 48 more of DROL*, 68 of FQL
+
+
+def test_the_sweeps_are_the_published_ones():
+    sweep, scaling = ([resolved(line)[0] for line in listed(name, "--seeds", 1)] for name in ("ksweep", "scaling"))
+    published = {(row["full_name"], row["bc_coef"]) for row in published_rows("drol", "ogbench") + published_rows("drol", "d4rl")
+                 if row["suite"] == "DROL(16)"}
+    assert {(name, f"{bc_coef:g}") for _, name, _, bc_coef, *_ in sweep + scaling} <= published
+    assert len(sweep) == 20 * 6 and len({name for _, name, *_ in sweep}) == 20
+    assert {k for _, _, k, *_ in sweep} == {1, 2, 4, 8, 16, 32}
+    tasks = {name.split("-singletask-")[0] + name[-9:-3] for _, name, *_ in scaling}
+    assert tasks == {"antmaze-giant-navigate-task3", "cube-double-play-task3", "scene-play-task2"}
+    assert len(scaling) == 3 * 7 and {k for _, _, k, *_ in scaling} == {1, 2, 4, 8, 16, 32, 64}
+    everything = listed("all", "--seeds", 1)
+    assert len(everything) == len(set(everything)) < 184 + 120 + 21  # equal runs of two suites are listed once
+
+
+@pytest.mark.parametrize("args, word", [
+    (["ogbench", "--seeds", "0"], "--seeds"), (["ogbench", "--families", "cubes"], "--families"),
+    (["d4rl", "--bad"], "unknown option --bad"), (["d4rl", "--jobs"], "--jobs needs a value")])
+def test_run_all_refuses(args, word):
+    result = run_all(*args, "--list") if args[-1] != "--jobs" else run_all(*args)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and word in result.stderr
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+@pytest.fixture(scope="session")
+def cube_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cube")
+    collect.main(["--env-id", "cube-single", "--episodes", "2", "--data-dir", str(folder), "--jobs", "2"])
+    return folder
+
+
+def small_suite(cube_dir, run_dir, *options, flags=()):
+    return ["ogbench", "--families", "cube-single", "--run-dir", run_dir, *options, "--", "--data-dir", cube_dir, "--steps",
+            300, "--eval-interval", 100, "--checkpoint-interval", 50, *SMALL, *flags]
+
+
+@pytest.fixture(scope="session")
+def suite_dir(cube_dir, tmp_path_factory):
+    """Runs of DROL(16) and FQL on two tasks with two seeds, two at a time."""
+    folder = tmp_path_factory.mktemp("suite")
+    result = run_all(*small_suite(cube_dir, folder, "--tasks", "1 2", "--seeds", 2, "--jobs", 2))
+    assert result.returncode == 0 and result.stdout.count("done: ") == 8, result
+    return folder
+
+
+def test_a_suite_runs_once(cube_dir, suite_dir):
+    command = small_suite(cube_dir, suite_dir, "--tasks", "1 2", "--seeds", 2, "--jobs", 2)
+    runs = sorted(suite_dir.glob("*/*/seed*/checkpoint.pt"))
+    assert len(runs) == 8 and all(read(run.parent / "eval.csv")[-1]["step"] == "300" for run in runs)
+    before = {path: path.stat().st_mtime_ns for path in suite_dir.rglob("*") if path.is_file()}
+    result = run_all(*command)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")  # the second call does nothing
+    assert before == {path: path.stat().st_mtime_ns for path in suite_dir.rglob("*") if path.is_file()}
+
+
+def test_a_failing_run_is_told_and_does_not_stop_the_rest(cube_dir, tmp_path):
+    result = run_all(*small_suite(cube_dir, tmp_path, "--tasks", "1", "--seeds", 1, flags=["--alpha", 30, "--steps", 20]))
+    assert result.returncode == 1 and result.stdout.count("done: ") == 1  # drol.py has no --alpha, fql.py has
+    failures = result.stdout.split("these failed")[1].splitlines()[1:]
+    assert len(failures) == 1 and "drol.py" in failures[0]
+    assert "alpha" in Path(failures[0].split("log: ")[1]).read_text()
+
+
+def test_runs_are_spread_over_the_gpus(tmp_path):
+    """With a program that only writes down which GPU it is given."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/bash\nsleep 1\necho $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS $* >>{tmp_path}/used\n"
+                       f"echo finished at update\necho note\necho {tmp_path}\n")
+    program.chmod(0o755)
+    result = run_all("scaling", "--seeds", 1, "--families", "scene", "--jobs", 2, "--gpus", "3 5", "--run-dir", tmp_path,
+                     PYTHON=str(program), OMP_NUM_THREADS="1")
+    assert result.returncode == 0 and result.stdout.count("done: ") == 7
+    used = [line.split() for line in (tmp_path / "used").read_text().splitlines()]
+    gpus = [gpu for gpu, *_ in used]
+    assert len(used) == 7 and set(gpus) == {"3", "5"} and min(gpus.count("3"), gpus.count("5")) >= 3
+    assert {words[words.index("--k") + 1] for words in used} == {"1", "2", "4", "8", "16", "32", "64"}
+
+
+@pytest.mark.skipif(not all(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") for name in
+                            ("slurmctld", "slurmd", "sbatch", "munged")),
+                    reason="Slurm is not installed: apt-get install slurmctld slurmd slurm-client munge")
+def test_slurm_runs_a_suite_through_a_node_failure(cube_dir, tmp_path):
+    """A job array on a real Slurm of one node, which fails in the middle: all runs end as local ones do."""
+    folder, node = Path(tempfile.mkdtemp(dir="/tmp")), ["bash", ROOT / "tools" / "slurm_node.sh"]
+    suite = lambda where, *options: small_suite(cube_dir, tmp_path / where, "--tasks", "1", "--seeds", 1, *options,
+                                                flags=["--steps", 3000, "--eval-interval", 1000])
+    subprocess.run([*node, "start", folder], check=True)
+    slurm = {"SLURM_CONF": str(folder / "client.conf")}
+    control = lambda *words: subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ | slurm).stdout
+    try:
+        submitted = subprocess.Popen(["bash", str(ROOT / "run_all.sh"), *map(str, suite("array", "--slurm", "--wait"))],
+                                     env=os.environ | slurm | {"PYTHON": sys.executable}, stdout=subprocess.PIPE, text=True)
+        checkpoints = lambda: len(list((tmp_path / "array").glob("*/*/*/checkpoint.pt")))
+        wait_for(lambda: checkpoints() == 2)
+        control("scontrol", "update", f"nodename={os.uname().nodename.split('.')[0]}", "state=down", "reason=test")
+        assert not any("finished" in path.read_text() for path in (tmp_path / "array" / "logs").glob("*.log"))
+        out, _ = submitted.communicate(timeout=300)
+        assert submitted.returncode == 0 and "Submitted batch job" in out
+        assert "Restarts=1" in control("scontrol", "show", "job")
+    finally:
+        subprocess.run([*node, "stop", folder], check=True)
+        shutil.rmtree(folder)
+    logs = [path.read_text() for path in (tmp_path / "array" / "logs").glob("*.log")]
+    assert len(logs) == 2 and all("resumed at update" in log and "finished at update 3,000" in log for log in logs)
+    assert run_all(*suite("array")).stdout == ""  # and a later call has nothing left to do
+    assert run_all(*suite("local", "--jobs", 2)).returncode == 0
+    for theirs in (tmp_path / "local").glob("*/*/*/checkpoint.pt"):
+        ours = tmp_path / "array" / theirs.relative_to(tmp_path / "local")
+        assert_same_weights(ours, theirs)
+        assert (ours.parent / "eval.csv").read_bytes() == (theirs.parent / "eval.csv").read_bytes()
+
+
+def test_figures_of_a_suite(suite_dir, tmp_path, capsys):
+    """Every number of the table against the runs' own files, and 'not run' for everything else."""
+    figures.main(["--run-dir", str(suite_dir), "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert all(f"{name}: not run" in out for name in ("ksweep", "scaling", "runtime", "voronoi"))
+    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "results.md", "learning_curves.csv",
+                                                          "learning_curves.png"}
+    rows = read(tmp_path / "results.csv")
+    assert len(rows) == 12 * 3
+    for row in rows:
+        if row["family"] != "cube-single":
+            assert row["mean"] == row["iqm"] == row["seeds"] == row["condition"] == "not run"
+            continue
+        program = "fql" if row["method"] == "FQL" else "drol"
+        curves = {path.parent.parts[-1]: [] for path in suite_dir.glob(f"*/{program}*/*/eval.csv")}
+        for path in suite_dir.glob(f"*/{program}*/*/eval.csv"):
+            curves[path.parent.parts[-1]].append(np.mean([float(point["score"]) for point in read(path)][-3:]))
+        seeds = [np.mean(scores) for scores in curves.values()]
+        assert (row["tasks"], row["seeds"], row["published"]) == ("2", "2", {"DROL(16)": "97", "DROL*": "98", "FQL": "96"}[
+            row["method"]])
+        assert float(row["mean"]) == pytest.approx(np.mean(seeds)) and float(row["std"]) == pytest.approx(np.std(seeds, ddof=1))
+        assert "local data" in row["condition"] and "300 updates" in row["condition"]
+    text = (tmp_path / "results.md").read_text()
+    assert text.count("| not run |") >= 33 and "local data" in text
+    curves = read(tmp_path / "learning_curves.csv")
+    assert len(curves) == 2 * 2 * 3 and {row["seeds"] for row in curves} == {"2"}
+    assert png_size(tmp_path / "learning_curves.png") > (500, 300)
+
+
+def png_size(path):
+    """Width and height of a PNG."""
+    return tuple(int.from_bytes(path.read_bytes()[i : i + 4], "big") for i in (16, 20))
+
+
+def made_up_run(folder, k, seed, scores, task=1, **data):
+    """A run folder with given scores at 100, 200, ... updates and candidates that lie K / 10 apart."""
+    run = folder / f"cube-double-play-task{task}" / f"drol-k{k}-0" / f"seed{seed}"
+    run.mkdir(parents=True)
+    args, env, origin = drol.resolve(drol.Args(env_id="cube-double", task=task, k=k, seed=seed, steps=100 * len(scores)))
+    config = {"algorithm": "drol", "env": dict(zip(env._fields[:4], env, strict=False)), "origin": origin,
+              "settings": vars(args), "data": {"source": "not marked as collected"} | data}
+    (run / "config.json").write_text(json.dumps(config, default=str))
+    points = [f"{100 * (i + 1)},{score}" for i, score in enumerate(scores)]
+    (run / "eval.csv").write_text("\n".join(["step,score", *points]))
+    lines = [f"{step},{k / 10},{1 / k},{k / 100}" for step in range(10, 210, 10)]
+    (run / "train.csv").write_text("\n".join(["step,pairwise_distance,bc_loss,candidate_spread", *lines]))
+
+
+def test_figures_statistics_by_hand(tmp_path, capsys):
+    for k, offset in ((1, 0), (16, 40), (64, 20)):
+        for seed in range(4):
+            made_up_run(tmp_path / "runs", k, seed, [0, offset + 8 * seed, offset + 8 * seed + 3, offset + 8 * seed + 6])
+    made_up_run(tmp_path / "runs", 16, 9, [99])
+    config = tmp_path / "runs" / "cube-double-play-task1" / "drol-k16-0" / "seed9" / "config.json"
+    config.write_text(config.read_text().replace('"steps": 100', '"steps": 400'))  # an unfinished run
+    bench = tmp_path / "bench.csv"
+    bench.write_text("method,update_ms,action_ms,device,batch_size,hidden_dims,observation_dim,action_dim\n"
+                     "DROL K = 1,2.5,0.1,cpu,256,512 512,69,21\nFQL,3.5,0.1,cpu,256,512 512,69,21\n")
+    figures.main(["--run-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--bench", str(bench)])
+    assert "cube-double-play-task1: best K 16, published K* 64 (400 updates, seeds: 4)" in capsys.readouterr().out
+    rows = {row["method"]: row for row in read(tmp_path / "out" / "results.csv") if row["family"] == "cube-double"}
+    row = rows["DROL(16)"]  # scores 43, 51, 59, 67
+    assert float(row["mean"]) == pytest.approx(55) and float(row["std"]) == pytest.approx(np.std([43, 51, 59, 67], ddof=1))
+    assert float(row["iqm"]) == pytest.approx(55) and 43 <= float(row["iqm_low"]) < 55 < float(row["iqm_high"]) <= 67
+    assert (row["unfinished"], row["seeds"], row["tasks"], row["published"]) == ("1", "4", "1", "20")
+    assert float(rows["DROL*"]["mean"]) == pytest.approx(35) and rows["FQL"]["mean"] == "not run"  # K* is 64
+    assert "local" not in row["condition"]
+    sweep = read(tmp_path / "out" / "ksweep.csv")
+    assert [(row["k"], float(row["mean"])) for row in sweep] == [("1", 15), ("16", 55), ("64", 35)]
+    scaling = read(tmp_path / "out" / "scaling.csv")
+    assert [float(row["pairwise_distance"]) for row in scaling] == pytest.approx([0.1, 1.6, 6.4])
+    assert [float(row["bc_loss"]) for row in scaling] == pytest.approx([1, 1 / 16, 1 / 64])
+    assert [row["update_ms"] for row in read(tmp_path / "out" / "runtime.csv")] == ["2.5", "3.5"]
+
+
+def test_figures_voronoi_is_a_real_update(data_dir, tmp_path):
+    drol.main(command(data_dir, tmp_path / "runs", "--snapshot-interval", 10, "--k", 8, "--lr", "1e-3"))
+    figures.main(["--run-dir", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    rows = read(tmp_path / "voronoi.csv")
+    panels = {row["panel"]: [other for other in rows if other["panel"] == row["panel"]] for row in rows}
+    assert 2 <= len(panels) <= 3 and all(len(panel) == 8 for panel in panels.values())
+    for title, panel in panels.items():
+        for moment in ("", "_after"):
+            distance = [float(row[f"distance{moment}"]) for row in panel]
+            winner = [row[f"winner_{moment.strip('_') or 'before'}"] == "1" for row in panel]
+            assert winner.count(True) == 1 and winner.index(True) == int(np.argmin(distance))
+            place = [np.hypot(float(row[f"x{moment}"]), float(row[f"y{moment}"])) for row in panel]
+            assert place == pytest.approx(distance, abs=1e-5)  # two-dimensional actions: the plane is all
+        kept = [row["winner_before"] for row in panel] == [row["winner_after"] for row in panel]
+        assert ("changes" not in title) if kept else ("stays" not in title)
+        assert any((row["x"], row["y"]) != (row["x_after"], row["y_after"]) for row in panel)
+
+
+@pytest.mark.parametrize("k, actor_passes", [(1, 4), (8, 12), (None, 4)])
+def test_bench_counts_and_times(k, actor_passes):
+    """The floor's multiply-adds by hand for O = 6, A = 2, hidden 32 and 16; times are positive and the ratio is theirs."""
+    args = bench.Args(observation_dim=6, action_dim=2, hidden_dims=(32, 16), batch_size=64, updates=5, device="cpu")
+    row = bench.measure(args, k)
+    actor, critic, flow = (i * 32 + 32 * 16 + 16 * o for i, o in ((8, 2), (8, 1), (9, 2)))
+    flops = 2 * 64 * (actor_passes * actor + 12 * critic + (13 * flow if k is None else 0))
+    assert float(row["floor_ms"]) == pytest.approx(flops / float(row["gflop_per_s"]) / 1e6, abs=1e-3)
+    assert float(row["update_ms"]) > float(row["floor_ms"]) and 0 < float(row["action_ms"]) < 100
+    assert row["method"] == ("FQL" if k is None else f"DROL K = {k}")
+
+
+def test_bench_writes_what_the_figure_reads(tmp_path):
+    command = ["--k", "2", "--no-fql", "--hidden-dims", "16", "--updates", "5", "--out", str(tmp_path / "bench.csv")]
+    result = run_all("runtime", *command)
+    assert result.returncode == 0 and "DROL K = 2" in result.stdout, result.stderr
+    assert [row["method"] for row in read(tmp_path / "bench.csv")] == ["DROL K = 2"]
+    result = run_all("figures", "--run-dir", tmp_path, "--out", tmp_path / "out")
+    assert result.returncode == 0 and (tmp_path / "out" / "runtime.png").exists(), result.stderr
+    assert run_all("runtime", "--k", "0").stderr.startswith("error: ")

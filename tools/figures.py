@@ -377,8 +377,8 @@ def draw_cells(axis, state, i, title, switch):
     axis.contourf(x, y, (~inside).float(), levels=[0.5, 1.5], colors=["none"], hatches=["////"])
     for k in cell.unique().tolist():
         axis.contour(x, y, (cell == k).float(), levels=[0.5], colors="black", linewidths=0.6)
-    contours = axis.contour(x, y, np.ma.masked_where(~inside, q), levels=7, cmap="viridis", linewidths=0.9,
-                            linestyles="--")
+    contours = axis.contour(x, y, np.ma.masked_where(~inside.numpy(), q.numpy()), levels=7, cmap="viridis",
+                            linewidths=0.9, linestyles="--")
     axis.clabel(contours, fontsize=5, fmt="%.4g")
     axis.plot(*points.T, "o", color="#666666", markersize=4, label="candidates")
     axis.plot(0, 0, "*", color="#D55E00", markersize=13, label="dataset action", zorder=5)

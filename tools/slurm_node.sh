@@ -4,7 +4,7 @@
 #   bash tools/slurm_node.sh start DIR && export SLURM_CONF=DIR/client.conf     then sbatch, squeue, scontrol
 #   bash tools/slurm_node.sh stop DIR
 #
-# Everything it writes lies in DIR. Needs slurmctld, slurmd, slurm-client and munge (Debian's packages of these names).
+# Everything it writes lies in DIR, all of whose parents must be open to all (munge insists on that). Needs slurmctld, slurmd, slurm-client and munge (Debian's packages of these names).
 set -euo pipefail
 dir=$(realpath -m "${2:?give start or stop, and a folder}")
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin
@@ -71,7 +71,7 @@ CONF
     sed 's/^MinJobAge=.*/MinJobAge=4/' "$SLURM_CONF" >"$dir/client.conf"  # by which sbatch --wait looks every 2 s
     daemon munged -F --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" \
         --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
-    wait_for 10 test -S "$dir/munge/socket"
+    wait_for 10 test -S "$dir/munge/socket" || { tail -n 1 "$dir/munged.log" >&2; exit 1; }
     daemon slurmctld -D -c -i
     daemon slurmd -D
     wait_for 30 idle || { tail -n 5 "$dir"/*.log >&2; stop; echo "error: no idle node" >&2; exit 1; }
