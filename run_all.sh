@@ -17,12 +17,12 @@
 #   --methods "drol16 drolstar fql"
 #   --families "cube-single pen"   only env ids that begin so
 #   --tasks "1 2 3 4 5"            only these tasks of OGBench's families
-#   --jobs 1          runs at once
+#   --jobs 1          runs at once; unset: one, or one a GPU of --gpus
 #   --gpus "0 1"      GPUs to spread them over
 #   --slurm "--partition=gpu --gpus=1 --time=24:00:00"   submit the list to Slurm as one job array, with these options
 #   --run-dir runs    folder of the runs; their logs are in its logs/
 #   -- FLAGS          flags for every run, such as -- --data-dir data --steps 100000
-# PYTHON=python uses an environment of yours rather than .venv.
+# Paths are taken from this folder. PYTHON=python uses an environment of yours rather than .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -73,7 +73,7 @@ ksweep="antmaze-giant:3 antmaze-large:1 antsoccer-arena:4 cube-double:3 cube-sin
     antmaze-large-play-v2 antmaze-large-diverse-v2 pen-expert-v1 door-expert-v1 hammer-expert-v1 relocate-expert-v1"
 scaling="antmaze-giant:3 cube-double:3 scene:2"
 
-seeds=8 methods="drol16 drolstar fql" families="" tasks="1 2 3 4 5" jobs=1 gpus="" run_dir=runs list="" slurm="" extra=()
+seeds=8 methods="drol16 drolstar fql" families="" tasks="1 2 3 4 5" jobs="" gpus="" run_dir=runs list="" slurm=none extra=()
 
 # emit METHOD ENV_ID TASK FLAGS...: prints a run without its seed, if the options ask for it. TASK: empty in D4RL.
 emit() {
@@ -81,7 +81,7 @@ emit() {
     [[ " $methods " == *" $method "* ]] && [[ -z $task || " $tasks " == *" $task "* ]] || return 0
     for prefix in ${families:-$env_id}; do [[ $env_id == "$prefix"* ]] && match=yes; done
     [ "$method" != fql ] || program=fql.py
-    [ -z "$match" ] || echo "${python:-${PYTHON:-.venv/bin/python}} $program --env-id $env_id${task:+ --task $task}${*:4}"
+    [ -z "$match" ] || echo "$(printf %q "${PYTHON:-.venv/bin/python}") $program --env-id $env_id${task:+ --task $task}${*:4}"
 }
 
 # runs SUITE: prints its runs without seeds.
@@ -114,7 +114,7 @@ commands() {
     [ "$run_dir" = runs ] || flags+=$(printf ' --run-dir %q' "$run_dir")
     [ ${#extra[@]} = 0 ] || flags+=$(printf ' %q' "${extra[@]}")
     for ((seed = 0; seed < seeds; seed++)); do
-        runs "$1" | awk -v flags=" --seed $seed$flags" '!seen[$0]++ {print $0 flags}'
+        runs "$1" | flags=" --seed $seed$flags" awk '!seen[$0]++ {print $0 ENVIRON["flags"]}'
     done
 }
 
@@ -125,48 +125,82 @@ log_of() { echo "$logs/$(sed 's/^[^ ]* //; s/[^[:alnum:].]\{1,\}/-/g' <<<"$1" | 
 # A run is finished if its log says so and the run's folder, the log's last line, is still there.
 finished() { [ -f "$1" ] && tail -n 3 "$1" | grep -q '^finished at update' && [ -d "$(tail -n 1 "$1")" ]; }
 
-# run_one COMMAND: runs it unless it is finished. Its output goes to its log, and a failure to the suite's list of them.
+# run_one COMMAND: runs it unless it is finished, with its output in its log. Returns its exit code. A signal is passed on,
+# so that the run saves before it leaves. SLOT: which of the runs at once this is.
 run_one() {
     local log code attempt gpu_list=($gpus)
     log=$(log_of "$1")
     if finished "$log"; then return 0; fi
     [ -z "$gpus" ] || export CUDA_VISIBLE_DEVICES=${gpu_list[${SLOT:-0} % ${#gpu_list[@]}]}
     for attempt in {1..20}; do
-        code=0
-        bash -c "$1" >>"$log" 2>&1 || code=$?
+        bash -c "exec $1" >>"$log" 2>&1 &
+        trap "kill -TERM $! 2>/dev/null" TERM
+        wait $! && code=0 || code=$?
+        while kill -0 $! 2>/dev/null; do wait $! && code=0 || code=$?; done  # wait ended with a signal of ours
         # a task that Slurm has requeued can overlap what is left of its first attempt
         [ -n "${SLURM_RESTART_COUNT:-}" ] && [ $code = 1 ] && tail -n 1 "$log" | grep -q 'is in use' || break
         sleep 15
     done
-    if [ $code = 0 ]; then echo "done: $1"; else echo "failed ($code): $1; log: $log" | tee -a "$failures"; fi
+    case $code in
+        0) echo "done: $1" ;;
+        130 | 143) echo "stopped: $1" ;;
+        *) echo "failed ($code): $1; log: $log" | tee -a "$failures" ;;
+    esac
+    return $code
 }
 
 run_local() {
-    local threads=$(($(nproc) / jobs))
+    local line slot threads stopped="" pids=()
+    threads=$(($(nproc) / jobs))
     [ "$jobs" = 1 ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-    export -f run_one log_of finished
-    export logs gpus failures="$logs/failed.$$"
-    commands "$1" | xargs -d '\n' -P "$jobs" -n 1 --process-slot-var=SLOT bash -c 'run_one "$0"' || true
-    [ ! -s "$failures" ] || { echo "--- these failed; give the same command again to go on:"; cat "$failures"; rm "$failures"; exit 1; }
+    failures=$(mktemp)
+    trap 'stopped=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+    while [ -z "$stopped" ] && IFS= read -r line <&3; do
+        while :; do  # until one of the runs at once has ended
+            for ((slot = 0; slot < jobs; slot++)); do kill -0 "${pids[slot]:-}" 2>/dev/null || break; done
+            [ "$slot" = "$jobs" ] || break
+            wait -n "${pids[@]}" 2>/dev/null || true
+        done
+        [ -z "$stopped" ] || break
+        SLOT=$slot run_one "$line" 3<&- &
+        pids[slot]=$!
+    done 3< <(commands "$1")
+    for slot in "${!pids[@]}"; do
+        while kill -0 "${pids[slot]}" 2>/dev/null; do wait "${pids[slot]}" 2>/dev/null || true; done
+    done
+    trap - INT TERM
+    if [ -s "$failures" ]; then
+        echo "--- these failed; give the same command again to go on:"
+        cat "$failures"
+    fi
+    [ -z "$stopped" ] || { echo "stopped; the same command goes on from there"; exit 130; }
+    [ ! -s "$failures" ]
 }
 
 # One job array, each task of which runs its share of the list: at most 1000 tasks, as Slurm's default allows no index above.
 run_slurm() {
-    local file=$logs/$1.list n
+    local file n
     type sbatch >/dev/null 2>&1 || fail "--slurm: there is no sbatch on this machine"
+    [[ $slurm != *--array* ]] || fail "--slurm: --array is set here; to run fewer at once: scontrol update ArrayTaskThrottle=8 JobId=..."
+    file=$(mktemp "$logs/$1-XXXXXX.list")
     commands "$1" >"$file"
     n=$(wc -l <"$file")
     n=$((n > 1000 ? 1000 : n))
     # shellcheck disable=SC2086
     sbatch --job-name="drol-$1" --array="1-$n" --requeue --open-mode=append --output="$logs/slurm-%A_%a.out" $slurm \
-        --wrap "bash $(printf %q "$PWD/run_all.sh") slurm-task $(printf '%q %q' "$file" "$logs") $n"
+        --wrap "exec bash $(printf %q "$PWD/run_all.sh") slurm-task $(printf '%q %q' "$file" "$logs") $n"
 }
 
 slurm_task() {  # LIST LOGS STRIDE, as run_slurm has it
-    logs=$2 failures=$(mktemp)
+    local line code result=0
+    logs=$2 failures=/dev/null
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-    while IFS= read -r line; do run_one "$line"; done < <(awk -v n="$3" -v i="$SLURM_ARRAY_TASK_ID" 'NR % n == i % n' "$1")
-    [ ! -s "$failures" ]
+    while IFS= read -r line <&3; do
+        run_one "$line" && code=0 || code=$?
+        [ $code = 0 ] || result=$code
+        [ $code -lt 128 ] || break  # ended by a signal
+    done 3< <(awk -v n="$3" -v i="$SLURM_ARRAY_TASK_ID" 'NR % n == i % n' "$1")
+    return $result
 }
 
 suite() {
@@ -183,13 +217,24 @@ suite() {
             *) fail "unknown option $1; flags for the runs go after --" ;;
         esac
     done
+    gpus=${gpus//,/ }
+    local word gpu_list=($gpus)
+    [ "$slurm" = none ] || [ -z "$gpus$jobs" ] || fail "--slurm: Slurm decides on GPUs and runs at once; leave --gpus and --jobs out"
+    [ -n "$jobs" ] || jobs=$((${#gpu_list[@]} > 1 ? ${#gpu_list[@]} : 1))
     [[ $seeds =~ ^[1-9][0-9]*$ && $jobs =~ ^[1-9][0-9]*$ ]] || fail "--seeds and --jobs: give 1 or more"
+    for word in $methods; do
+        [[ " drol16 drolstar fql " == *" $word "* ]] || fail "--methods: there is no $word; choose of drol16, drolstar, fql"
+    done
+    for word in $families; do
+        (families=$word methods="drol16 drolstar fql" tasks="1 2 3 4 5"; [ -n "$(runs "$name")" ]) ||
+            fail "--families: nothing of $name begins with $word"
+    done
     [ -n "$(runs "$name")" ] || fail "no run of $name is left by --methods, --families and --tasks"
     if [ -n "$list" ]; then commands "$name"; return; fi
     setup
     logs=$run_dir/logs
     mkdir -p "$logs"
-    if [ -n "$slurm" ]; then run_slurm "$name"; return; fi
+    if [ "$slurm" != none ]; then run_slurm "$name"; return; fi
     run_local "$name"
 }
 
@@ -200,8 +245,11 @@ case ${1:-} in
     figures) setup && "$python" tools/figures.py "${@:2}" ;;
     ogbench | d4rl | ksweep | scaling) suite "$@" ;;
     all)
-        suite "$@"
-        [ -n "$list$slurm" ] || { "$python" tools/bench.py && "$python" tools/figures.py --run-dir "$run_dir"; } ;;
+        code=0
+        suite "$@" || code=$?
+        [ -z "$list" ] && [ "$slurm" = none ] || exit $code  # with --slurm: runtime and figures when the array is done
+        "$python" tools/bench.py --out "$run_dir/bench.csv" && "$python" tools/figures.py --run-dir "$run_dir" || code=$?
+        exit $code ;;
     slurm-task) slurm_task "${@:2}" ;;
     *) usage; exit 2 ;;
 esac

@@ -1537,8 +1537,12 @@ def test_the_sweeps_are_the_published_ones():
     published = {(row["full_name"], row["bc_coef"]) for row in published_rows("drol", "ogbench") + published_rows("drol", "d4rl")
                  if row["suite"] == "DROL(16)"}
     assert {(name, f"{bc_coef:g}") for _, name, _, bc_coef, *_ in sweep + scaling} <= published
-    assert len(sweep) == 20 * 6 and len({name for _, name, *_ in sweep}) == 20
-    assert {k for _, _, k, *_ in sweep} == {1, 2, 4, 8, 16, 32}
+    swept = {"antmaze-giant": 3, "antmaze-large": 1, "antsoccer-arena": 4, "cube-double": 3, "cube-single": 1, "scene": 2,
+             "humanoidmaze-large": 1, "humanoidmaze-medium": 1, "puzzle-3x3": 2, "puzzle-4x4": 1}
+    names = {drol.find_env(family, task).name for family, task in swept.items()}
+    names |= {name for name in drol.D4RL_PRESETS if "antmaze" in name or "expert" in name}
+    assert len(names) == 20 and len(sweep) == 120
+    assert {(name, k) for _, name, k, *_ in sweep} == {(name, k) for name in names for k in (1, 2, 4, 8, 16, 32)}
     tasks = {name.split("-singletask-")[0] + name[-9:-3] for _, name, *_ in scaling}
     assert tasks == {"antmaze-giant-navigate-task3", "cube-double-play-task3", "scene-play-task2"}
     assert len(scaling) == 3 * 7 and {k for _, _, k, *_ in scaling} == {1, 2, 4, 8, 16, 32, 64}
@@ -1548,7 +1552,9 @@ def test_the_sweeps_are_the_published_ones():
 
 @pytest.mark.parametrize("args, word", [
     (["ogbench", "--seeds", "0"], "--seeds"), (["ogbench", "--families", "cubes"], "--families"),
-    (["d4rl", "--bad"], "unknown option --bad"), (["d4rl", "--jobs"], "--jobs needs a value")])
+    (["d4rl", "--bad"], "unknown option --bad"), (["d4rl", "--jobs"], "--jobs needs a value"),
+    (["ogbench", "--families", "cube-single cubes"], "cubes"), (["ogbench", "--methods", "drol16 droll"], "droll"),
+    (["ogbench", "--tasks", "7"], "--tasks"), (["d4rl", "--slurm", "", "--gpus", "0"], "leave --gpus")])
 def test_run_all_refuses(args, word):
     result = run_all(*args, "--list") if args[-1] != "--jobs" else run_all(*args)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and word in result.stderr
@@ -1609,6 +1615,27 @@ def test_runs_are_spread_over_the_gpus(tmp_path):
     assert {words[words.index("--k") + 1] for words in used} == {"1", "2", "4", "8", "16", "32", "64"}
 
 
+def test_a_killed_run_and_a_stopped_suite(tmp_path):
+    """A killed run is told and the rest goes on; SIGTERM to the suite ends its runs, which save, and nothing else starts."""
+    program = tmp_path / "a program"
+    program.write_text(f"#!/bin/bash\ntrap 'echo saved >>{tmp_path}/saved; exit 143' TERM\necho $$ >>{tmp_path}/pids\n"
+                       "for i in $(seq 100); do sleep 0.1; done\n")
+    program.chmod(0o755)
+    pids = lambda: (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+    suite = subprocess.Popen(["bash", ROOT / "run_all.sh", "scaling", "--seeds", "1", "--families", "scene", "--jobs", "2",
+                              "--run-dir", tmp_path / "my runs"], env=os.environ | {"PYTHON": str(program)},
+                             stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: len(pids()) == 2)
+    os.kill(int(pids()[0]), signal.SIGKILL)
+    wait_for(lambda: len(pids()) == 3)
+    suite.send_signal(signal.SIGTERM)
+    out, _ = suite.communicate(timeout=30)
+    assert suite.returncode == 130 and "failed (137)" in out and "stopped; the same command goes on" in out, out
+    assert (tmp_path / "saved").read_text() == "saved\n" * 2 and len(pids()) == 3
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids())
+    assert len(list((tmp_path / "my runs" / "logs").glob("*.log"))) == 3
+
+
 @pytest.mark.skipif(not all(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") for name in
                             ("slurmctld", "slurmd", "sbatch", "munged")),
                     reason="Slurm is not installed: apt-get install slurmctld slurmd slurm-client munge")
@@ -1645,7 +1672,9 @@ def test_slurm_runs_a_suite_through_a_node_failure(cube_dir, tmp_path):
 
 def test_figures_of_a_suite(suite_dir, tmp_path, capsys):
     """Every number of the table against the runs' own files, and 'not run' for everything else."""
-    figures.main(["--run-dir", str(suite_dir), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit:
+        figures.main(["--run-dir", str(suite_dir), "--out", str(tmp_path)])
+    assert exit.value.code is None
     out = capsys.readouterr().out
     assert all(f"{name}: not run" in out for name in ("ksweep", "scaling", "runtime", "voronoi"))
     assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "results.md", "learning_curves.csv",
@@ -1666,7 +1695,7 @@ def test_figures_of_a_suite(suite_dir, tmp_path, capsys):
         assert float(row["mean"]) == pytest.approx(np.mean(seeds)) and float(row["std"]) == pytest.approx(np.std(seeds, ddof=1))
         assert "local data" in row["condition"] and "300 updates" in row["condition"]
     text = (tmp_path / "results.md").read_text()
-    assert text.count("| not run |") >= 33 and "local data" in text
+    assert text.count("| not run | not run |") == 33 and "local data" in text
     curves = read(tmp_path / "learning_curves.csv")
     assert len(curves) == 2 * 2 * 3 and {row["seeds"] for row in curves} == {"2"}
     assert png_size(tmp_path / "learning_curves.png") > (500, 300)
@@ -1677,63 +1706,126 @@ def png_size(path):
     return tuple(int.from_bytes(path.read_bytes()[i : i + 4], "big") for i in (16, 20))
 
 
-def made_up_run(folder, k, seed, scores, task=1, **data):
-    """A run folder with given scores at 100, 200, ... updates and candidates that lie K / 10 apart."""
-    run = folder / f"cube-double-play-task{task}" / f"drol-k{k}-0" / f"seed{seed}"
+def made_up_run(folder, env_id, k, seed, scores, task=None, source="not marked as collected", **flags):
+    """A run folder with given scores at 100, 200, ... updates, and candidates that lie K / 10 apart in the last tenth."""
+    args, env, origin = drol.resolve(drol.Args(env_id=env_id, task=task, k=k, seed=seed, steps=100 * len(scores), **flags))
+    run = folder / env.name / f"drol-k{k}-{len(list(folder.glob('*/*')))}" / f"seed{seed}"
     run.mkdir(parents=True)
-    args, env, origin = drol.resolve(drol.Args(env_id="cube-double", task=task, k=k, seed=seed, steps=100 * len(scores)))
     config = {"algorithm": "drol", "env": dict(zip(env._fields[:4], env, strict=False)), "origin": origin,
-              "settings": vars(args), "data": {"source": "not marked as collected"} | data}
+              "settings": vars(args), "data": {"source": source, "fingerprint": "abcdef", "simulator": "mujoco 3.4.0"}}
     (run / "config.json").write_text(json.dumps(config, default=str))
     points = [f"{100 * (i + 1)},{score}" for i, score in enumerate(scores)]
     (run / "eval.csv").write_text("\n".join(["step,score", *points]))
-    lines = [f"{step},{k / 10},{1 / k},{k / 100}" for step in range(10, 210, 10)]
+    lines = [f"{step},{k / 10 + (step <= 180)},{1 / k + (step <= 180)},{k / 100}" for step in range(10, 210, 10)]
     (run / "train.csv").write_text("\n".join(["step,pairwise_distance,bc_loss,candidate_spread", *lines]))
+    return run
 
 
 def test_figures_statistics_by_hand(tmp_path, capsys):
+    runs = tmp_path / "runs"
     for k, offset in ((1, 0), (16, 40), (64, 20)):
         for seed in range(4):
-            made_up_run(tmp_path / "runs", k, seed, [0, offset + 8 * seed, offset + 8 * seed + 3, offset + 8 * seed + 6])
-    made_up_run(tmp_path / "runs", 16, 9, [99])
-    config = tmp_path / "runs" / "cube-double-play-task1" / "drol-k16-0" / "seed9" / "config.json"
-    config.write_text(config.read_text().replace('"steps": 100', '"steps": 400'))  # an unfinished run
+            made_up_run(runs, "cube-double", k, seed, [0, offset + seed**3, offset + seed**3 + 3, offset + seed**3 + 6], task=1)
+    for seed in range(3):  # a second task of three of the seeds
+        made_up_run(runs, "cube-double", 16, seed, [0, 90, 90, 90], task=2)
+    unfinished = made_up_run(runs, "cube-double", 16, 9, [99], task=1) / "config.json"
+    unfinished.write_text(unfinished.read_text().replace('"steps": 100', '"steps": 400'))
+    again = made_up_run(runs, "scene", 16, 0, [1, 2, 3, 4, 5, 6], task=1) / "config.json"
+    again.write_text(again.read_text().replace('"steps": 600', '"steps": 200'))  # called again with fewer updates
+    made_up_run(runs, "cube-double-noisy", 16, 0, [7, 7, 7], task=1)
+    made_up_run(runs, "cube-double", 16, 0, [70, 70, 70], task=1, eval_episodes=5)
+    made_up_run(runs, "cube-double", 16, 0, [71, 71, 71], task=1, source="collected locally: 3 episodes")
+    made_up_run(runs, "antmaze-umaze-v2", 16, 0, [10, 20, 60])
+    made_up_run(runs, "pen-human-v1", 16, 0, [10, 20, 30])
+    (made_up_run(runs, "pen-human-v1", 16, 1, [10]) / "config.json").write_text("{}")
     bench = tmp_path / "bench.csv"
     bench.write_text("method,update_ms,action_ms,device,batch_size,hidden_dims,observation_dim,action_dim\n"
                      "DROL K = 1,2.5,0.1,cpu,256,512 512,69,21\nFQL,3.5,0.1,cpu,256,512 512,69,21\n")
-    figures.main(["--run-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--bench", str(bench)])
-    assert "cube-double-play-task1: best K 16, published K* 64 (400 updates, seeds: 4)" in capsys.readouterr().out
-    rows = {row["method"]: row for row in read(tmp_path / "out" / "results.csv") if row["family"] == "cube-double"}
-    row = rows["DROL(16)"]  # scores 43, 51, 59, 67
-    assert float(row["mean"]) == pytest.approx(55) and float(row["std"]) == pytest.approx(np.std([43, 51, 59, 67], ddof=1))
-    assert float(row["iqm"]) == pytest.approx(55) and 43 <= float(row["iqm_low"]) < 55 < float(row["iqm_high"]) <= 67
-    assert (row["unfinished"], row["seeds"], row["tasks"], row["published"]) == ("1", "4", "1", "20")
-    assert float(rows["DROL*"]["mean"]) == pytest.approx(35) and rows["FQL"]["mean"] == "not run"  # K* is 64
-    assert "local" not in row["condition"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "voronoi.png").write_text("of an earlier call")
+    with pytest.raises(SystemExit) as exit:
+        figures.main(["--run-dir", str(runs), "--out", str(tmp_path / "out"), "--bench", str(bench)])
+    out = capsys.readouterr().out
+    assert exit.value.code is None and "voronoi: not run" in out and not (tmp_path / "out" / "voronoi.png").exists()
+    assert "cube-double-play-task1: best K 16, published K* 64 (400 updates, seeds: 4)" in out
+    assert re.search(r"left out: .*pen-human-v1.*seed1 cannot be read", out)
+    table = read(tmp_path / "out" / "results.csv")
+    cell = lambda family, method, condition: next(
+        row for row in table if (row["family"], row["method"], row["condition"]) == (family, method, condition))
+    row = cell("cube-double", "DROL(16)", "400 updates")  # seeds 0 to 2 have both tasks: 43, 44, 51 and 90
+    means = [(43 + 90) / 2, (44 + 90) / 2, (51 + 90) / 2]
+    assert float(row["mean"]) == pytest.approx(np.mean(means)) and float(row["std"]) == pytest.approx(np.std(means, ddof=1))
+    assert float(row["iqm"]) == pytest.approx((44 + 51 + 90 + 90) / 4)  # the middle four of 43, 44, 51, 90, 90, 90
+    assert 60 < float(row["iqm_low"]) < float(row["iqm"]) < float(row["iqm_high"]) < 77
+    assert (row["seeds"], row["tasks"], row["published"]) == ("3", "2", "20")
+    assert sum(int(row["unfinished"]) for row in table) == 1
+    star = cell("cube-double", "DROL*", "400 updates")  # K* is 64: 23, 24, 31, 50
+    assert float(star["mean"]) == pytest.approx(32) and float(star["iqm"]) == pytest.approx((24 + 31) / 2)
+    assert cell("cube-double", "FQL", "not run")["mean"] == "not run"
+    assert cell("cube-double", "DROL(16)", "300 updates, eval_episodes 5")["mean"] == "70.0"
+    assert cell("cube-double", "DROL(16)", "300 updates, local data abcd")["mean"] == "71.0"
+    assert cell("cube-double-noisy", "DROL(16)", "300 updates")["published"] == "not published"
+    assert cell("scene", "DROL(16)", "600 updates")["mean"] == "5.0"  # what it was trained for, not what it was asked last
+    assert cell("d4rl-antmaze", "DROL(16)", "300 updates")["mean"] == "60.0"  # D4RL's score is the last evaluation's
+    assert cell("d4rl-adroit", "DROL(16)", "300 updates")["mean"] == "30.0"
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert text.count("| not run | not run |") == sum(row["mean"] == "not run" for row in table)
     sweep = read(tmp_path / "out" / "ksweep.csv")
-    assert [(row["k"], float(row["mean"])) for row in sweep] == [("1", 15), ("16", 55), ("64", 35)]
+    assert [(row["k"], float(row["mean"])) for row in sweep] == [("1", 12), ("16", 52), ("64", 32)]
     scaling = read(tmp_path / "out" / "scaling.csv")
-    assert [float(row["pairwise_distance"]) for row in scaling] == pytest.approx([0.1, 1.6, 6.4])
+    assert [float(row["pairwise_distance"]) for row in scaling] == pytest.approx([0.1, 1.6, 6.4])  # the last tenth's
     assert [float(row["bc_loss"]) for row in scaling] == pytest.approx([1, 1 / 16, 1 / 64])
     assert [row["update_ms"] for row in read(tmp_path / "out" / "runtime.csv")] == ["2.5", "3.5"]
 
 
-def test_figures_voronoi_is_a_real_update(data_dir, tmp_path):
-    drol.main(command(data_dir, tmp_path / "runs", "--snapshot-interval", 10, "--k", 8, "--lr", "1e-3"))
-    figures.main(["--run-dir", str(tmp_path / "runs"), "--out", str(tmp_path)])
+@pytest.mark.parametrize("args, word", [(["--run-dir", "none"], "there is no none"), (["--bench", "none.csv"], "none.csv"),
+                                        (["--voronoi", "none"], "none")])
+def test_figures_refuse(tmp_path, args, word):
+    with pytest.raises(SystemExit) as exit:
+        figures.main(["--run-dir", str(tmp_path), "--out", str(tmp_path / "out"), *args])
+    assert str(exit.value).startswith("error: ") and word in str(exit.value)
+
+
+def test_figures_voronoi_is_a_real_update(data_dir, tmp_path, capsys):
+    args = command(data_dir, tmp_path / "runs", "--snapshot-interval", 10, "--k", 8, "--lr", "1e-3")
+    drol.main(args)
+    with pytest.raises(SystemExit) as exit:
+        figures.main(["--run-dir", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    assert exit.value.code is None
     rows = read(tmp_path / "voronoi.csv")
     panels = {row["panel"]: [other for other in rows if other["panel"] == row["panel"]] for row in rows}
     assert 2 <= len(panels) <= 3 and all(len(panel) == 8 for panel in panels.values())
+    # the same update by hand, from the snapshot as it lies on the disk
+    settings, env, _ = drol.resolve(drol.tyro.cli(drol.Args, args=args))
+    (data, _), _ = drol.load_data(env, data_dir, torch.device("cpu"))
     for title, panel in panels.items():
+        saved = torch.load(run_of(tmp_path / "runs") / f"snapshot{panel[0]['updates']}.pt", weights_only=True)
+        networks = drol.make_networks(*saved["dims"], torch.Generator())
+        networks.load_state_dict(saved["networks"])
+        optimizer = torch.optim.Adam(networks.parameters(), lr=1e-3, fused=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        generator, i = drol.make_generator("cpu", 0), int(panel[0]["state"])
+        batch = drol.sample_batch(data, settings.batch_size, generator)
+        noise = drol.sample_noise(settings.batch_size, 2, settings, generator)
         for moment in ("", "_after"):
-            distance = [float(row[f"distance{moment}"]) for row in panel]
-            winner = [row[f"winner_{moment.strip('_') or 'before'}"] == "1" for row in panel]
-            assert winner.count(True) == 1 and winner.index(True) == int(np.argmin(distance))
-            place = [np.hypot(float(row[f"x{moment}"]), float(row[f"y{moment}"])) for row in panel]
-            assert place == pytest.approx(distance, abs=1e-5)  # two-dimensional actions: the plane is all
+            candidates = drol.sample_candidates(networks["actor"], batch["observations"], noise["latents"])[i]
+            place = candidates - batch["actions"][i]  # two-dimensional actions: the plane is all, the action its origin
+            assert np.allclose(place, [[float(row[f"x{moment}"]), float(row[f"y{moment}"])] for row in panel], atol=1e-6)
+            distance = place.norm(dim=1)
+            assert np.allclose(distance, [float(row[f"distance{moment}"]) for row in panel], atol=1e-6)
+            winner = [row[f"winner_{moment.strip('_') or 'before'}"] for row in panel]
+            assert winner.count("1") == 1 and winner.index("1") == distance.argmin()
+            drol.update(networks, optimizer, batch, noise, settings)
         kept = [row["winner_before"] for row in panel] == [row["winner_after"] for row in panel]
         assert ("changes" not in title) if kept else ("stays" not in title)
-        assert any((row["x"], row["y"]) != (row["x_after"], row["y_after"]) for row in panel)
+    path = data_dir / "pointmaze-medium-navigate-v0.npz"  # its data gone
+    moved = path.rename(tmp_path / "moved.npz")
+    try:
+        with pytest.raises(SystemExit) as exit:
+            figures.main(["--run-dir", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    finally:
+        moved.rename(path)
+    assert exit.value.code == 1 and "give --data-dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("k, actor_passes", [(1, 4), (8, 12), (None, 4)])

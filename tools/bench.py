@@ -6,7 +6,7 @@ Each method runs in a process of its own, on random data, through the functions 
 median of an update with its batch and noise, action_ms of acting on one observation. floor_ms: the multiply-adds of the
 update's matrix products, at the float32 rate of the product (batch x K) x width x width measured in the same process.
 F being 2 x batch x weights, that is (K + 4) F_actor + 12 F_critic, or 4 F_actor + 12 F_critic at K = 1, where there is
-nothing to route; FQL: 13 F_flow + 4 F_actor + 12 F_critic. peak_mb: the process's memory (CPU) or what torch allocated (GPU).
+nothing to route; FQL: 13 F_flow + 4 F_actor + 12 F_critic. peak_mb: the process's memory (CPU) or torch's (GPU).
 """
 
 import csv
@@ -75,25 +75,23 @@ def measure(args, k):
         noise = program.sample_noise(B, A, settings, generator)
         program.update(networks, optimizer, batch, noise, settings, losses)
 
-    rows, width = B * (k or 1), max(args.hidden_dims)
-    left, right = rand(rows, width), rand(width, width)
-    out = torch.empty(rows, width, device=device)
-    rates = []
     update_ms = median_ms(update, args.updates, synchronize)
-    for _ in range(3):
-        rates.append(2 * rows * width**2 / median_ms(lambda: torch.mm(left, right, out=out), 20, synchronize) / 1e6)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else \
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rows, width = B * (k or 1), max(args.hidden_dims)
+    left, right, out = rand(rows, width), rand(width, width), torch.empty(rows, width, device=device)
+    product_ms = min(median_ms(lambda: torch.mm(left, right, out=out), 20, synchronize) for _ in range(3))
+    rate = 2 * rows * width**2 / product_ms / 1e6  # GFLOP/s
     observation = torch.zeros(O).numpy()
     action_ms = median_ms(lambda: program.act(networks["actor"], observation, A, generator), 200, synchronize)
     F = lambda network: 2 * B * sum(weight.numel() for weight in network.parameters() if weight.ndim == 2)
     F_actor, F_critic = F(networks["actor"]), F(networks["critic"][0])
     flops = (4 + (k if k and k > 1 else 0)) * F_actor + 12 * F_critic
     flops += 13 * F(networks["flow"]) if k is None else 0
-    floor_ms = flops / max(rates) / 1e6
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else \
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    floor_ms = flops / rate / 1e6
     return {"method": "FQL" if k is None else f"DROL K = {k}", "update_ms": f"{update_ms:.3f}",
             "floor_ms": f"{floor_ms:.3f}", "ratio": f"{update_ms / floor_ms:.3f}", "action_ms": f"{action_ms:.4f}",
-            "peak_mb": f"{peak / 2**20:.0f}", "gflop_per_s": f"{max(rates):.1f}",
+            "peak_mb": f"{peak / 2**20:.0f}", "gflop_per_s": f"{rate:.1f}",
             "mode": "compile" if losses is not program.losses else "eager",
             "device": torch.cuda.get_device_name() if device.type == "cuda" else
             f"CPU, {torch.get_num_threads()} threads",
@@ -103,6 +101,8 @@ def measure(args, k):
 
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
+    if not args.k and not args.fql:
+        sys.exit("error: give --k, --fql or both")
     if min((*args.k, args.updates, args.batch_size, args.observation_dim, args.action_dim, *args.hidden_dims)) < 1:
         sys.exit("error: give 1 or more to --k, --updates, --batch-size, --hidden-dims and the dimensions")
     rows = []
@@ -118,7 +118,7 @@ def main(argv=None):
                     writer.writeheader()
                     writer.writerows(rows)
         print(args.out)
-    except (drol.UserError, OSError) as error:
+    except (drol.UserError, OSError, RuntimeError) as error:  # RuntimeError: no memory
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 

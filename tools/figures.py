@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import drol  # noqa: E402
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"  # another length than the colours', so that the pairs repeat late
 SUITES = ("DROL(16)", "DROL*", "FQL")
 
 
@@ -45,6 +45,7 @@ class Args:
     run_dir: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of the tables and figures
     bench: Path | None = None  # tools/bench.py's CSV; unset: bench.csv in the folder of the runs
+    data_dir: Path | None = None  # the datasets, for the Voronoi figure; unset: where its run found them
     voronoi: Path | None = None  # run folder of the Voronoi figure; unset: the first with K > 1 and two snapshots
 
 
@@ -73,27 +74,41 @@ def published():
     return settings, {row["group"]: row for row in read(ROOT / "testdata" / "published_results.csv")}
 
 
-def load_run(path):
+def load_run(path, settings):
     """A run's folder as a namespace. score: what the paper reports of a run, None where it has not finished."""
     config = json.loads((path / "config.json").read_text())
-    settings, env, data = config["settings"], config["env"], config["data"]
+    args, env, data, origin = (config[key] for key in ("settings", "env", "data", "origin"))
     curve = [(int(row["step"]), float(row["score"])) for row in read(path / "eval.csv")] \
         if (path / "eval.csv").exists() else []
-    finished = curve and curve[-1][0] >= settings["steps"]
+    finished = curve and curve[-1][0] >= args["steps"]
     last = 1 if env["task"] is None else 3
-    changed = {name: value for name, value in settings.items() if config["origin"][name] == "command line"
-               and name not in drol.NOT_HASHED | {"k", "bc_coef", "alpha"} and not name.startswith("eval_")}
-    local = data["source"].startswith("collected locally")
+    hidden = drol.NOT_HASHED | {"k", "bc_coef", "alpha", "eval_envs"}
     text = lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    condition = [f"{settings['steps']:,} updates", *(f"{name} {text(value)}" for name, value in changed.items())]
-    group = env["preset"] if env["dataset"].startswith(env["preset"]) else env["dataset"].rsplit("-", 2)[0]
+    condition = [f"{curve[-1][0] if finished else args['steps']:,} updates"]
+    condition += [f"{name} {text(value)}" for name, value in args.items()
+                  if origin[name] == "command line" and name not in hidden]
+    local = data["source"].startswith("collected locally")
+    condition += [f"local data {data['fingerprint'][:4]}"] * local
+    condition += [data["simulator"]] * data["simulator"].startswith("mujoco_py ")
+    group = env["preset"] if env["name"] in settings else env["dataset"].removesuffix("-v0")
     if env["task"] is None:
         group = "d4rl-antmaze" if "antmaze" in env["name"] else "d4rl-adroit"
     return SimpleNamespace(
-        path=path, config=config, algorithm=config["algorithm"], settings=settings, seed=settings["seed"],
-        name=env["name"], task=env["name"].replace("-singletask", "").removesuffix("-v0"), group=group, curve=curve,
+        path=path, config=config, algorithm=config["algorithm"], settings=args, seed=args["seed"], name=env["name"],
+        task=env["name"].replace("-singletask", "").removesuffix("-v0"), group=group, curve=curve, local=local,
         score=float(np.mean([score for _, score in curve[-last:]])) if finished else None,
-        local=local, condition=", ".join([*condition, *["local data"] * local]))
+        condition=", ".join(condition))
+
+
+def load_runs(folder, settings):
+    """Every run below a folder. One that cannot be read is named and left out."""
+    runs = []
+    for path in sorted(folder.glob("*/*/*/config.json")):
+        try:
+            runs.append(load_run(path.parent, settings))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            print(f"left out: {path.parent} cannot be read ({error!r})")
+    return runs
 
 
 def label(run):
@@ -135,16 +150,17 @@ def summary(runs):
     The interval is the 95 % percentile bootstrap's, stratified by task, as rliable has it."""
     tasks = by(runs, lambda run: run.name)
     seeds = [seed for seed, group in by(runs, lambda run: run.seed).items() if len(group) == len(tasks)]
+    runs = [run for run in runs if run.seed in seeds]  # those that have every task
     means = [np.mean([run.score for run in runs if run.seed == seed]) for seed in seeds]
+    numbers = {"tasks": len(tasks), "seeds": len(seeds), "mean": np.mean(means) if seeds else math.nan,
+               "std": np.std(means, ddof=1) if len(seeds) > 1 else math.nan}
     iqm = lambda *tasks: stats.trim_mean(np.concatenate(tasks), 0.25)
-    scores = [np.array([run.score for run in group]) for group in tasks.values()]
-    interval = None
-    if min(map(len, scores)) > 1:
-        interval = stats.bootstrap(scores, iqm, n_resamples=2000, vectorized=False, method="percentile",
-                                   rng=np.random.default_rng(0)).confidence_interval
-    return {"tasks": len(tasks), "seeds": len(seeds), "mean": np.mean(means) if means else math.nan,
-            "std": np.std(means, ddof=1) if len(means) > 1 else math.nan, "iqm": iqm(*scores),
-            "iqm_low": interval.low if interval else math.nan, "iqm_high": interval.high if interval else math.nan}
+    scores = [np.array([run.score for run in group]) for group in by(runs, lambda run: run.name).values()]
+    low = high = math.nan
+    if len(seeds) > 1:
+        low, high = stats.bootstrap(scores, iqm, n_resamples=2000, vectorized=False, method="percentile",
+                                    rng=np.random.default_rng(0)).confidence_interval
+    return numbers | {"iqm": iqm(*scores) if seeds else math.nan, "iqm_low": low, "iqm_high": high}
 
 
 def results(runs, settings, published_results, out):
@@ -157,17 +173,17 @@ def results(runs, settings, published_results, out):
             of_suite = [run for run in runs if run.group == group and in_suite(run, suite, settings)]
             cells = by([run for run in of_suite if run.score is not None], lambda run: run.condition)
             common = {"family": group, "method": suite, "published": paper, "of_tasks": row.get("tasks", 5)}
-            unfinished = sum(run.score is None for run in of_suite)
-            for condition, cell in (cells or {"not run": []}).items():
+            for i, (condition, cell) in enumerate((cells or {"not run": []}).items()):
+                unfinished = sum(run.score is None for run in of_suite) if i == 0 else 0
                 numbers = summary(cell) if cell else dict.fromkeys(
                     ("tasks", "seeds", "mean", "std", "iqm", "iqm_low", "iqm_high"), "not run")
                 rows.append(common | numbers | {"condition": condition, "unfinished": unfinished})
     write(out / "results.csv", rows)
     number = lambda value: value if isinstance(value, str) else "-" if math.isnan(value) else f"{value:.1f}"
-    lines = ["Success rate in % on OGBench, normalised return x 100 on D4RL. Ours: mean +- standard deviation over "
-             "seeds;", "IQM: interquartile mean over runs with its 95 % bootstrap interval. Published: the paper's "
-             "mean over all tasks and 8 seeds;", "it is comparable only where ours has all tasks, the published "
-             "settings and the official data.", "",
+    lines = ["Success rate in % on OGBench, normalised return x 100 on D4RL. Ours: mean +- standard deviation over the",
+             "seeds that have every task; IQM: interquartile mean over their runs with its 95 % bootstrap interval.",
+             "Published: the paper's mean over all tasks and 8 seeds; it is comparable only where ours has all tasks,",
+             "the published settings and the official data.", "",
              "| family | method | ours | IQM | published | tasks | seeds | settings and data |",
              "|---|---|---|---|---|---|---|---|"]
     for row in rows:
@@ -202,43 +218,47 @@ def panels(count, width=3.2, height=2.6):
 
 
 def finish(figure, path, title, runs):
-    title += " (local data)" * any(run.local for run in runs)
+    title += " (local data)" * (any(run.local for run in runs) and "local data" not in title)
     figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9)
     figure.savefig(path, dpi=200)
     plt.close(figure)
     print(path)
 
 
+def deviation(values):
+    """Sample standard deviation, nan for a single value: no band is drawn then."""
+    return np.std(values, ddof=1) if len(values) > 1 else math.nan
+
+
 def line(axis, x, values, index, name):
     """Mean over seeds with a band of one standard deviation. values: a list of the seeds' scores for each x."""
-    mean, std = np.array([np.mean(v) for v in values]), np.array([np.std(v) for v in values])
+    mean, std = np.array([np.mean(v) for v in values]), np.array([deviation(v) for v in values])
     style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
     axis.plot(x, mean, markersize=4, linewidth=1.5, label=name, **style)
     axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def learning_curves(runs, out):
-    tasks, rows = by([run for run in runs if run.curve], lambda run: run.task), []
-    labels = sorted({(label(run), run.condition) for run in runs})
-    conditions = {condition for _, condition in labels}
+    tasks, rows = by(runs, lambda run: run.task), []
+    conditions = {run.condition for run in runs}
     figure, axes = panels(len(tasks))
     for axis, (task, group) in zip(axes, tasks.items(), strict=True):
-        for (name, condition), cell in by(group, lambda run: (label(run), run.condition)).items():
+        cells = by(group, lambda run: (label(run), run.condition))
+        for index, ((name, condition), cell) in enumerate(cells.items()):
             points = defaultdict(list)
             for run in cell:
                 for step, score in run.curve:
                     points[step].append(score)
-            steps = sorted(points)
-            seeds = len({run.seed for run in cell})
-            text = f"{name} ({seeds} seed{'s' * (seeds > 1)})" + f"\n{condition}" * (len(conditions) > 1)
-            line(axis, steps, [points[step] for step in steps], labels.index((name, condition)), text)
-            rows += [{"task": task, "method": name, "condition": condition, "step": step, "seeds": len(points[step]),
-                      "mean": np.mean(points[step]), "std": np.std(points[step])} for step in steps]
+            steps = [step for step in sorted(points) if len(points[step]) == len(cell)]  # where all seeds are
+            text = f"{name} ({len(cell)} seed{'s' * (len(cell) > 1)})" + f"\n{condition}" * (len(conditions) > 1)
+            line(axis, steps, [points[step] for step in steps], index, text)
+            rows += [{"task": task, "method": name, "condition": condition, "step": step, "seeds": len(cell),
+                      "mean": np.mean(points[step]), "std": deviation(points[step])} for step in steps]
         axis.set_title(task, fontsize=8)
         axis.set_xlabel("updates", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
         axis.tick_params(labelsize=7)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=5 if len(cells) > 4 else 6)
     write(out / "learning_curves.csv", rows)
     extra = f": {conditions.pop()}" if len(conditions) == 1 else ""
     finish(figure, out / "learning_curves.png", f"Learning curves, mean and standard deviation over seeds{extra}", runs)
@@ -246,8 +266,9 @@ def learning_curves(runs, out):
 
 def sweeps(runs):
     """{(task, condition): {K: runs}} of the DROL runs that differ in K alone, where there are two K or more."""
-    drol_runs = [run for run in runs if run.algorithm == "drol" and "bc_coef" not in label(run)]
-    found = by(drol_runs, lambda run: (run.task, run.condition))
+    drol_runs = [run for run in runs if run.algorithm == "drol"]
+    but_k = lambda run: run.condition + label(run).removeprefix(f"DROL K = {run.settings['k']}")
+    found = by(drol_runs, lambda run: (run.task, but_k(run)))
     found = {key: by(group, lambda run: run.settings["k"]) for key, group in found.items()}
     return {key: dict(sorted(group.items())) for key, group in found.items() if len(group) > 1}
 
@@ -275,14 +296,16 @@ def ksweep(runs, settings, out):
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=7)
         rows += [{"task": task, "condition": condition, "k": k, "seeds": len(values), "mean": np.mean(values),
-                  "std": np.std(values), "best_k": best_text, "published_k": star}
+                  "std": deviation(values), "best_k": best_text, "published_k": star}
                  for k, values in zip(group, scores, strict=True)]
     write(out / "ksweep.csv", rows)
     finish(figure, out / "ksweep.png", "Score against the number of candidates K", used)
 
 
 def scaling(runs, out):
-    found, rows = sweeps([run for run in runs if run.score is not None]), []
+    found, rows = sweeps([run for run in runs if run.score is not None and (run.path / "train.csv").exists()]), []
+    longest = max(len(group) for group in found.values())
+    found = {key: group for key, group in found.items() if len(group) == longest}  # the paper's three have K = 64 too
     figure, (left, right) = panels(2, 4.2, 3.2)
     inset = left.inset_axes([0.62, 0.14, 0.35, 0.34])
     columns = ("pairwise_distance", "bc_loss", "candidate_spread")
@@ -296,8 +319,10 @@ def scaling(runs, out):
                 values[column].append(means[column])
             rows.append({"task": task, "condition": condition, "k": k, "seeds": len(cell)}
                         | {column: np.mean(means[column]) for column in columns})
-        line(left, list(group), values["pairwise_distance"], index, task)
-        line(right, list(group), values["bc_loss"], index, task)
+        name = task + " (local)" * any(run.local for cell in group.values() for run in cell)
+        name += f"\n{condition}" * ([other for other, _ in found].count(task) > 1)
+        line(left, list(group), values["pairwise_distance"], index, name)
+        line(right, list(group), values["bc_loss"], index, name)
         spread = [[math.log10(value) for value in seeds if value > 0] or [math.nan] for seeds in
                   values["candidate_spread"]]
         line(inset, list(group), spread, index, None)
@@ -393,6 +418,8 @@ def draw_cells(axis, state, i, title, switch):
                   arrowprops={"arrowstyle": "-|>", "color": "#0072B2", "linewidth": 1.8})
     axis.plot([], [], color="#0072B2", marker=">", label="its move in the update, enlarged")
     axis.set(xlim=(x0 - reach, x0 + reach), ylim=(y0 - reach, y0 + reach), aspect="equal")
+    axis.set_xlabel("first direction from the dataset action", fontsize=7)
+    axis.set_ylabel("second direction", fontsize=7)
     axis.set_title(f"{title}\nafter {state.step:,} updates; arrow x {scale:,.0f}", fontsize=8)
     axis.tick_params(labelsize=6)
     axis.grid(visible=False)
@@ -403,9 +430,17 @@ def draw_cells(axis, state, i, title, switch):
             for k, (d0, d1) in enumerate(zip(distance(before), distance(after), strict=True))]
 
 
-def voronoi(run, out):
+def voronoi(run, out, data_dir):
     snapshots = sorted(run.path.glob("snapshot*.pt"), key=lambda path: int(path.stem.removeprefix("snapshot")))
-    splits, _ = drol.load_data(drol.find_env(run.name), Path(run.settings["data_dir"]), torch.device("cpu"))
+    if run.settings.get("k", 1) == 1 or len(snapshots) < 2:
+        raise drol.UserError(f"{run.path} is no DROL run with K > 1 and two snapshots (--snapshot-interval)")
+    name = Path(run.config["data"]["path"]).name
+    folder = data_dir or Path(run.config["data"]["path"]).parent
+    if not (folder / name).exists():
+        raise drol.UserError(f"{folder / name}, on which {run.path} was trained, is not there; give --data-dir")
+    splits, report = drol.load_data(drol.find_env(run.name), folder, torch.device("cpu"))
+    if report["fingerprint"] != run.config["data"]["fingerprint"]:
+        raise drol.UserError(f"{folder / name} is other data than {run.path} was trained on; give --data-dir")
     states = [one_update(path, run, splits[0]) for path in snapshots]
     first, last = states[0], states[-1]
     spread = lambda state: state.before.var(1, correction=0).mean(-1)  # (B,)
@@ -418,8 +453,9 @@ def voronoi(run, out):
         share = f"{len(index)} of {len(state.before)} states"
         chosen.append((f"the winner changes (reassignment; {share})", state, widest, True))
     kept = (last.winner_before == last.winner_after).float()
-    chosen.append((f"the winner stays (stable; {int(kept.sum())} of {len(kept)} states)", last,
-                   (spread(last) * kept).argmax().item(), False))
+    if kept.any():
+        chosen.append((f"the winner stays (stable; {int(kept.sum())} of {len(kept)} states)", last,
+                       (spread(last) * kept).argmax().item(), False))
     figure, axes = panels(len(chosen), 4.2, 4.2)
     rows = []
     for axis, (title, state, i, switch) in zip(axes, chosen, strict=True):
@@ -427,7 +463,8 @@ def voronoi(run, out):
     write(out / "voronoi.csv", rows)
     handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
-    plane = "the action space" if len(states[0].batch["actions"][0]) == 2 else "plane of the candidates' widest spread"
+    plane = "the action space" if splits[0]["actions"].shape[1] == 2 else \
+        "candidates projected on the plane of their widest spread, cells cut by it"
     finish(figure, out / "voronoi.png", f"{run.task}, K = {run.settings['k']}, {plane}; blue: the winner's "
            f"cell; dashed: min Q; hatched: outside the action bounds", [run])
 
@@ -438,29 +475,37 @@ def voronoi(run, out):
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     settings, published_results = published()
+    if not args.run_dir.is_dir() or (args.bench and not args.bench.exists()):
+        sys.exit(f"error: there is no {args.bench if args.run_dir.is_dir() else args.run_dir}")
+    runs = load_runs(args.run_dir, settings)
+    with_curve = [run for run in runs if run.curve]
+    swept = sweeps([run for run in runs if run.score is not None])
+    trained = sweeps([run for run in runs if run.score is not None and (run.path / "train.csv").exists()])
+    bench = args.bench or args.run_dir / "bench.csv"
+    drawable = [run for run in runs
+                if run.settings.get("k", 1) > 1 and len(list(run.path.glob("snapshot*.pt"))) > 1]
+    failed = False
     try:
-        runs = [load_run(path.parent) for path in sorted(args.run_dir.glob("*/*/*/config.json"))]
         args.out.mkdir(parents=True, exist_ok=True)
-        results(runs, settings, published_results, args.out)
-        with_curve = [run for run in runs if run.curve]
-        bench = args.bench or args.run_dir / "bench.csv"
-        drawable = [run for run in runs
-                    if run.settings.get("k", 1) > 1 and len(list(run.path.glob("snapshot*.pt"))) > 1]
         if args.voronoi:
-            drawable = [load_run(args.voronoi)]
-        swept = sweeps([run for run in runs if run.score is not None])
-        for name, ready, draw in (
-                ("learning_curves", with_curve, lambda: learning_curves(with_curve, args.out)),
-                ("ksweep", swept, lambda: ksweep(runs, settings, args.out)),
-                ("scaling", swept, lambda: scaling(runs, args.out)),
-                ("runtime", bench.exists(), lambda: runtime(bench, args.out)),
-                ("voronoi", drawable, lambda: voronoi(drawable[0], args.out))):
-            if ready:
-                draw()
-            else:
-                print(f"{name}: not run")
-    except (drol.UserError, OSError, KeyError, ValueError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+            drawable = [load_run(args.voronoi, settings)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"error: --out {args.out} or --voronoi {args.voronoi} cannot be used ({error})")
+    for name, ready, draw in (
+            ("results", True, lambda: results(runs, settings, published_results, args.out)),
+            ("learning_curves", with_curve, lambda: learning_curves(with_curve, args.out)),
+            ("ksweep", swept, lambda: ksweep(runs, settings, args.out)),
+            ("scaling", trained, lambda: scaling(runs, args.out)),
+            ("runtime", bench.exists(), lambda: runtime(bench, args.out)),
+            ("voronoi", drawable, lambda: voronoi(drawable[0], args.out, args.data_dir))):
+        try:
+            for old in args.out.glob(f"{name}.*"):
+                old.unlink()  # of an earlier call, which is not to stand beside new ones
+            draw() if ready else print(f"{name}: not run")
+        except (drol.UserError, OSError, KeyError, ValueError, TypeError, IndexError) as error:
+            failed = True
+            print(f"error: {name}: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(1 if failed else None)
 
 
 if __name__ == "__main__":

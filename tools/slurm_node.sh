@@ -31,8 +31,10 @@ start() {
     for name in munged slurmctld slurmd; do
         type "$name" >/dev/null || { echo "error: $name is not installed" >&2; exit 1; }
     done
+    [ ! -d "$dir" ] || [ -z "$(ls -A "$dir")" ] || [ -f "$dir/client.conf" ] ||
+        { echo "error: $dir holds other things; give a new folder" >&2; exit 1; }
     stop
-    rm -rf "$dir"
+    rm -rf "$dir/state" "$dir/spool" "$dir/munge"
     mkdir -p "$dir/state" "$dir/spool" "$dir/munge"
     chmod 755 "$dir" "$dir/munge"
     (umask 077 && head -c 128 /dev/urandom >"$dir/munge/key")
@@ -85,7 +87,9 @@ stop() {
         kill "$pid" 2>/dev/null || true
         wait_for 10 ended "$pid" || kill -9 "$pid" || true
     done
-    pkill -9 -f "slurmstepd.*$dir" 2>/dev/null || true
+    for pid in $(pgrep slurmstepd); do  # what runs jobs outlives slurmd
+        ! tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF" || kill -9 "$pid" || true
+    done
 }
 
 case $1 in
