@@ -78,7 +78,7 @@ class Args:
     data_dir: Path | None = None  # datasets; a missing one is downloaded; unset: ogbench's or d4rl's folder
     run_dir: Path = Path("runs")  # folder of the runs
     device: str = "auto"  # auto (the GPU if it works), cpu, cuda or cuda:N
-    compile: bool = False  # run the losses through torch.compile
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on the CPU from 20,000 steps on
     overwrite: bool = False  # delete what the run's folder holds and start anew
     track: bool = False  # log to Weights & Biases as well (pip install wandb)
 
@@ -88,9 +88,8 @@ PRESETS = {
     "antmaze-large": ("navigate", 0.99, "min", 10.0), "antmaze-giant": ("navigate", 0.995, "min", 10.0),
     "humanoidmaze-medium": ("navigate", 0.995, "mean", 30.0),
     "humanoidmaze-large": ("navigate", 0.995, "mean", 30.0),
-    "antsoccer-arena": ("navigate", 0.995, "mean", 10.0),
+    "antsoccer-arena": ("navigate", 0.995, "mean", 10.0), "scene": ("play", 0.99, "mean", 300.0),
     "cube-single": ("play", 0.99, "mean", 300.0), "cube-double": ("play", 0.99, "mean", 300.0),
-    "scene": ("play", 0.99, "mean", 300.0),
     "puzzle-3x3": ("play", 0.99, "mean", 1000.0), "puzzle-4x4": ("play", 0.99, "mean", 1000.0),
     "pointmaze": ("navigate", 0.995, "mean", 10.0),  # ours, for all of pointmaze
 }
@@ -218,7 +217,6 @@ def read_split(path, env, sample_env):
 
 def load_data(env, data_dir, device):
     """The training and, of OGBench, the validation split as dicts of tensors on the device, and a report.
-
     observations, next_observations (N, O); actions (N, A); rewards, masks (N,). Downloads what is missing."""
     sample_env = make_env(env.name)
     hub = sample_env.unwrapped if env.task is None else ogbench
@@ -256,23 +254,24 @@ def sample_batch(data, batch_size, generator):
 
 # ------------------------------------------------------------------------------------------------ networks
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """Joins its inputs (..., D_i). A hidden width: Linear, GELU in its tanh form and, if asked, LayerNorm."""
 
-    def __init__(self, in_dim, hidden_dims, out_dim, layer_norm, generator):
-        layers = []
-        for width in hidden_dims:
-            layers += [nn.Linear(in_dim, width), nn.GELU(approximate="tanh")]
-            layers += [nn.LayerNorm(width, eps=1e-6)] if layer_norm else []
-            in_dim = width
-        super().__init__(*layers, nn.Linear(in_dim, out_dim))
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight, generator=generator)
-                nn.init.zeros_(layer.bias)
+    def __init__(self, in_dim, hidden_dims, out_dim, norm, generator):
+        super().__init__()
+        self.linears = nn.ModuleList(map(nn.Linear, (in_dim, *hidden_dims), (*hidden_dims, out_dim)))
+        self.norms = nn.ModuleList(nn.LayerNorm(d, eps=1e-6) if norm else nn.Identity() for d in hidden_dims)
+        for linear in self.linears:
+            nn.init.xavier_uniform_(linear.weight, generator=generator)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, *inputs):
-        return super().forward(torch.cat(inputs, -1))
+        x = torch.cat(inputs, -1)
+        for linear, norm in zip(self.linears, self.norms):
+            x = linear(x)
+            x = norm(x * torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))  # GELU, as it fuses
+                     if torch.compiler.is_compiling() else nn.functional.gelu(x, approximate="tanh"))
+        return self.linears[-1](x)
 
 
 class Critic(nn.ModuleList):
@@ -430,7 +429,6 @@ def make_eval_envs(name, count):
 
 def evaluate(policy, envs, episodes, key, stop=()):
     """Plays episodes, each environment a fixed share, each episode seeded by (*key, environment, episode).
-
     Returns the episodes' means, or None as soon as stop holds something. The score is the benchmark's."""
     count = envs.num_envs
     share = episodes // count + (np.arange(count) < episodes % count)
@@ -497,7 +495,7 @@ def compile_losses(device):
         torch.compile(torch.sin)(torch.ones(1, device=device))
         return torch.compile(losses)
     except Exception as error:
-        print(f"--compile is left out: no working compiler ({type(error).__name__})")
+        print(f"torch.compile is left out: no working compiler ({type(error).__name__})")
         return losses
 
 
@@ -509,6 +507,7 @@ def train(args, env, run, splits, device):
     optimizer = torch.optim.Adam(networks.parameters(), lr=args.lr, fused=True)  # the target has no gradient
     generators = {name: make_generator(device, args.seed, i) for i, name in enumerate(("batch", "noise"), 1)}
     step, seconds, rows = 0, 0.0, {"train": [], "eval": []}
+    compiled = args.compile == "on" or (args.compile, device.type) == ("auto", "cpu") and args.steps >= 20_000
     checkpoint, identity = run / "checkpoint.pt", f"{'/'.join(run.parts[-3:])} on {device.type}"
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint, device, identity)
@@ -516,9 +515,9 @@ def train(args, env, run, splits, device):
         optimizer.load_state_dict(saved["optimizer"])
         for name, generator in generators.items():
             generator.set_state(saved["generators"][name].cpu())
-        step, seconds, rows = saved["step"], saved["seconds"], saved["rows"]
+        step, seconds, rows, compiled = (saved[key] for key in ("step", "seconds", "rows", "compiled"))
         print(f"resumed at update {step:,}")
-    losses_used = compile_losses(device) if args.compile else losses
+    losses_used = compile_losses(device) if compiled else losses
     envs, stop, start = None, [], time.perf_counter() - seconds
     handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in SIGNALS}
     board = SummaryWriter(run, purge_step=step + 1)
@@ -534,7 +533,7 @@ def train(args, env, run, splits, device):
     def save(*snapshot):
         content = {"algorithm": ALGORITHM, "env": env.name, "identity": identity, "dims": dims, "step": step,
                    "seconds": time.perf_counter() - start, "rows": rows, "networks": networks.state_dict(),
-                   "optimizer": optimizer.state_dict(),
+                   "optimizer": optimizer.state_dict(), "compiled": losses_used is not losses,
                    "generators": {name: generator.get_state() for name, generator in generators.items()}}
         for path in (*snapshot, checkpoint):
             with open(run / "checkpoint.partial", "wb") as file:

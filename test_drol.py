@@ -199,8 +199,8 @@ def recorded_parameters(program_networks, record, root):
         members = list(network) if "critic" in name else [network]
         for i, member in enumerate(members):
             at = lambda key: torch.tensor(record[key][i] if "critic" in name else record[key])
-            linear = [layer for layer in member if isinstance(layer, torch.nn.Linear)]
-            norms = [layer for layer in member if isinstance(layer, torch.nn.LayerNorm)]
+            linear = [layer for layer in member.modules() if isinstance(layer, torch.nn.Linear)]
+            norms = [layer for layer in member.modules() if isinstance(layer, torch.nn.LayerNorm)]
             for j, layer in enumerate(linear):
                 values[layer.weight] = at(f"{root}/{name}/Dense_{j}/kernel").T
                 values[layer.bias] = at(f"{root}/{name}/Dense_{j}/bias")
@@ -221,11 +221,17 @@ def test_there_are_parity_recordings_of_both_programs():
     assert all(list(PARITY.glob(f"{name}_*.npz")) for name in PROGRAMS), f"no recordings in {PARITY}"
 
 
-@pytest.mark.parametrize("path", sorted(p for name in PROGRAMS for p in PARITY.glob(f"{name}_*.npz")),
-                         ids=lambda path: path.stem)
-def test_parity_with_the_released_code(path):
+RECORDINGS = sorted(p for name in PROGRAMS for p in PARITY.glob(f"{name}_*.npz"))
+
+
+@pytest.mark.parametrize("path, compiled", [(path, False) for path in RECORDINGS] + [
+    (next(path for path in RECORDINGS if path.stem.startswith(name)), True) for name in PROGRAMS],
+    ids=lambda value: value.stem if isinstance(value, Path) else ("eager", "compiled")[value])
+def test_parity_with_the_released_code(path, compiled):
     """Three updates: losses 1e-5 relative, first gradients 1e-5 of the largest entry, parameters 1e-6."""
     program, record = PROGRAMS[path.stem.split("_")[0]], np.load(path)
+    losses = program.compile_losses(torch.device("cpu")) if compiled else program.losses
+    assert (losses is not program.losses) == compiled
     config = ast.literal_eval(str(record["config"]))
     args = SimpleNamespace(**config, normalize_q=config["normalize_q_loss"])
     dims = (config["obs_dim"], config["action_dim"], config["hidden_dims"])
@@ -241,7 +247,7 @@ def test_parity_with_the_released_code(path):
         drawn = program.sample_noise(config["batch"], config["action_dim"], args, torch.Generator())
         assert {key: value.shape for key, value in drawn.items()} == {key: x.shape for key, x in noise.items()}
         metrics = program.diagnostics(networks["actor"], batch, noise)
-        metrics |= program.update(networks, optimizer, batch, noise, args)
+        metrics |= program.update(networks, optimizer, batch, noise, args, losses)
         if program is fql:  # the released code counts the flow's loss to the actor's
             metrics["actor_loss"] = metrics["actor_loss"] + metrics["flow_loss"]
         if step == 0:
@@ -339,6 +345,16 @@ def test_winner_only_gradient_is_that_of_all_candidates(toy, actor_q_agg):
 def test_route_takes_the_nearest_and_the_first_of_equals():
     candidates = torch.tensor([[[0.0], [0.5], [1.0]], [[0.3], [0.3], [0.9]], [[-1.0], [1.0], [1.0]]])
     assert drol.route(candidates, torch.tensor([[0.6], [0.2], [0.0]])).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("K", [1, 15, 16, 17, 64])
+def test_candidates_do_not_depend_on_how_they_are_split(K):
+    networks, s = drol.make_networks(5, 3, (32, 32), torch.Generator().manual_seed(0)), torch.rand(8, 5)
+    latents = drol.sample_latents(8, K, 3, generator=torch.Generator().manual_seed(1))
+    candidates = drol.sample_candidates(networks["actor"], s, latents)
+    assert candidates.shape == (8, K, 3) and not candidates.requires_grad
+    for k in range(K):
+        assert torch.allclose(candidates[:, k], networks["actor"](s, latents[:, k]).clamp(-1, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("A", [1, 2, 5, 21])
@@ -980,6 +996,41 @@ def test_compile_without_a_compiler_goes_on_without(program, capsys, monkeypatch
     monkeypatch.setattr(torch, "compile", no_compiler)
     assert program.compile_losses(torch.device("cpu")) is program.losses
     assert capsys.readouterr().out.count("\n") == 1
+
+
+@every_program
+def test_compiled_runs_resume_to_the_same_numbers_and_keep_their_mode(program, data_dir, tmp_path):
+    args = lambda folder, *flags: command(data_dir, tmp_path / folder, "--eval-interval", 20, *flags)
+    program.main(args("whole", "--steps", 40, "--compile", "on"))
+    program.main(args("parts", "--steps", 20, "--compile", "on"))
+    program.main(args("parts", "--steps", 40, "--compile", "off"))  # goes on as it began
+    whole, parts = run_of(tmp_path / "whole"), run_of(tmp_path / "parts")
+    assert_same_weights(whole / "checkpoint.pt", parts / "checkpoint.pt")
+    assert torch.load(parts / "checkpoint.pt", weights_only=True)["compiled"]
+    program.main(args("eager", "--steps", 40))
+    eager = weights(run_of(tmp_path / "eager") / "checkpoint.pt")
+    compiled = weights(whole / "checkpoint.pt")
+    assert any(not torch.equal(eager[key], compiled[key]) for key in eager)  # or the flag does nothing
+    assert all(torch.allclose(eager[key], compiled[key], atol=1e-5) for key in eager)
+
+
+@every_program
+@pytest.mark.parametrize("flags, expected", [([], False), (["--steps", 20_000], True), (["--compile", "on"], True),
+                                             (["--steps", 20_000, "--compile", "off"], False)])
+def test_long_runs_on_the_cpu_are_compiled(program, data_dir, tmp_path, monkeypatch, flags, expected):
+    class Reached(Exception):
+        pass
+
+    def compile_losses(device):
+        raise Reached
+
+    monkeypatch.setattr(program, "compile_losses", compile_losses)
+    monkeypatch.setattr(program, "SummaryWriter", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    if expected:
+        with pytest.raises(Reached):
+            program.main(command(data_dir, tmp_path, *flags))
+    else:
+        assert program.main(command(data_dir, tmp_path, *flags)) == 130
 
 
 @every_program

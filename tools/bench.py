@@ -37,7 +37,7 @@ class Args:
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
     batch_size: int = 256
     updates: int = 40  # updates timed, after a tenth as many to warm up
-    mode: Literal["default", "eager", "compile"] = "default"  # how the losses run; default: as a run without flags
+    mode: Literal["default", "eager", "compile"] = "default"  # how the losses run; default: as in a long run
     device: str = "auto"
     out: Path = Path("runs/bench.csv")
 
@@ -67,7 +67,7 @@ def measure(args, k):
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=device) * 2 - 1
     data = {"observations": rand(10_000, O), "actions": rand(10_000, A), "next_observations": rand(10_000, O),
             "rewards": rand(10_000), "masks": torch.ones(10_000, device=device)}
-    compiled = {"default": settings.compile, "eager": False, "compile": True}[args.mode]
+    compiled = {"default": device.type == "cpu", "eager": False, "compile": True}[args.mode]
     losses = program.compile_losses(device) if compiled else program.losses
 
     def update():
