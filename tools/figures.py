@@ -258,7 +258,7 @@ def learning_curves(runs, out):
         axis.set_xlabel("updates", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
         axis.tick_params(labelsize=7)
-        axis.legend(fontsize=5 if len(cells) > 4 else 6)
+        axis.legend(fontsize=5 if len(cells) > 4 else 6, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     write(out / "learning_curves.csv", rows)
     extra = f": {conditions.pop()}" if len(conditions) == 1 else ""
     finish(figure, out / "learning_curves.png", f"Learning curves, mean and standard deviation over seeds{extra}", runs)
@@ -502,9 +502,9 @@ def main(argv=None):
             for old in args.out.glob(f"{name}.*"):
                 old.unlink()  # of an earlier call, which is not to stand beside new ones
             draw() if ready else print(f"{name}: not run")
-        except (drol.UserError, OSError, KeyError, ValueError, TypeError, IndexError) as error:
-            failed = True
-            print(f"error: {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        except (drol.UserError, OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            failed = True  # RuntimeError: a checkpoint whose networks are others
+            print(f"error: {name}: {' '.join(str(error).split()):.300}", file=sys.stderr)
     sys.exit(1 if failed else None)
 
 
