@@ -273,7 +273,7 @@ class MLP(nn.Module):
         x = torch.cat(inputs, -1)
         for linear, norm in zip(self.linears, self.norms):
             x = linear(x)
-            x = norm(x * torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))  # GELU, as it fuses
+            x = norm(x * torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))  # a GELU that fuses
                      if torch.compiler.is_compiling() else nn.functional.gelu(x, approximate="tanh"))
         return self.linears[-1](x)
 
