@@ -302,8 +302,9 @@ def ksweep(runs, settings, out):
     finish(figure, out / "ksweep.png", "Score against the number of candidates K", used)
 
 
-def scaling(runs, out):
-    found, rows = sweeps([run for run in runs if run.score is not None and (run.path / "train.csv").exists()]), []
+def scaling(found, out):
+    """found: what sweeps returns."""
+    rows = []
     longest = max(len(group) for group in found.values())
     found = {key: group for key, group in found.items() if len(group) == longest}  # the paper's three have K = 64 too
     figure, (left, right) = panels(2, 4.2, 3.2)
@@ -495,7 +496,7 @@ def main(argv=None):
             ("results", True, lambda: results(runs, settings, published_results, args.out)),
             ("learning_curves", with_curve, lambda: learning_curves(with_curve, args.out)),
             ("ksweep", swept, lambda: ksweep(runs, settings, args.out)),
-            ("scaling", trained, lambda: scaling(runs, args.out)),
+            ("scaling", trained, lambda: scaling(trained, args.out)),
             ("runtime", bench.exists(), lambda: runtime(bench, args.out)),
             ("voronoi", drawable, lambda: voronoi(drawable[0], args.out, args.data_dir))):
         try:
