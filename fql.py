@@ -297,7 +297,6 @@ def make_networks(observation_dim, action_dim, hidden_dims, generator):
 # ----------------------------------------------------------------------------------------------- algorithm
 # B batch, O observation and A action dimensions.
 
-
 def sample_latents(*shape, generator):
     """Latents of a shape (..., A), standard normal."""
     return torch.randn(shape, generator=generator, device=generator.device)
@@ -518,7 +517,7 @@ def train(args, env, run, splits, device):
         step, seconds, rows, compiled = (saved[key] for key in ("step", "seconds", "rows", "compiled"))
         print(f"resumed at update {step:,}")
     losses_used = compile_losses(device) if compiled else losses
-    envs, stop, start = None, [], time.perf_counter() - seconds
+    envs, stop, threads, start = None, [], torch.get_num_threads(), time.perf_counter() - seconds
     handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in SIGNALS}
     board = SummaryWriter(run, purge_step=step + 1)
     bar = tqdm(total=args.steps, initial=step, unit=" updates", dynamic_ncols=True, disable=None)
@@ -547,7 +546,9 @@ def train(args, env, run, splits, device):
                 envs = envs or make_eval_envs(env.name, min(args.eval_envs, args.eval_episodes))
                 generator = make_generator(device, args.seed, 3, step)
                 policy = lambda observation: act(networks["actor"], observation, dims[1], generator)
+                torch.set_num_threads(1)  # more would wait for work on the cores that the environments need
                 result = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
+                torch.set_num_threads(threads)
                 if result is None:
                     break
                 record("eval", result)
@@ -562,8 +563,7 @@ def train(args, env, run, splits, device):
                 for split in validation:
                     split = sample_batch(split, args.batch_size, make_generator(device, args.seed, 4, step))
                     with torch.no_grad():
-                        metrics = losses(networks, split, noise, args)[1]
-                    logged |= {f"val_{key}": value for key, value in metrics.items()}
+                        logged |= {f"val_{n}": x for n, x in losses(networks, split, noise, args)[1].items()}
                 logged |= diagnostics(networks["actor"], batch, noise)
             metrics = update(networks, optimizer, batch, noise, args, losses_used)
             step += 1

@@ -1045,6 +1045,15 @@ def test_a_card_that_torch_cannot_use_is_told(program, capsys, monkeypatch):
 
 
 @every_program
+def test_the_cores_are_the_environments_while_they_play(program, data_dir, tmp_path, monkeypatch):
+    threads, evaluate = [], program.evaluate
+    monkeypatch.setattr(program, "evaluate", lambda *args: threads.append(torch.get_num_threads()) or evaluate(*args))
+    torch.set_num_threads(2)
+    program.main(command(data_dir, tmp_path, "--steps", 1, "--eval-episodes", 1))
+    assert (threads, torch.get_num_threads()) == ([1], 2)
+
+
+@every_program
 def test_evaluation_plays_whole_seeded_episodes(program):
     """Against a plain loop over the same environment: shares, seeds, returns, lengths, no dummy step."""
     name = "pointmaze-medium-navigate-singletask-task4-v0"
