@@ -9,18 +9,20 @@
 #   bash run_all.sh scaling  DROL with K = 1 to 64 on 3 tasks, for the candidate-scaling curves
 #   bash run_all.sh runtime  tools/bench.py: milliseconds an update and an action
 #   bash run_all.sh figures  tools/figures.py: tables and figures of whatever has been run
+#   bash run_all.sh local    small networks on collected data: the runs of results/local, hours on a laptop
+#   bash run_all.sh local-tuning   the tuning that went before them
 #   bash run_all.sh all      ogbench, d4rl, ksweep and scaling, then runtime and figures
 #
 # demo, test, runtime and figures hand what follows to their program. The others take
 #   --list            print the commands, one a line, and run nothing
-#   --seeds 8         number of seeds, from 0
+#   --seeds 8         number of seeds, from 0; unset: 8, of local 2, of local-tuning 1
 #   --methods "drol16 drolstar fql"
 #   --families "cube-single pen"   only env ids that begin so
 #   --tasks "1 2 3 4 5"            only these tasks of OGBench's families
 #   --jobs 1          runs at once; unset: one, or one a GPU of --gpus
 #   --gpus "0 1"      GPUs to spread them over
 #   --slurm "--partition=gpu --gpus=1 --time=24:00:00"   submit the list to Slurm as one job array, with these options
-#   --run-dir runs    folder of the runs; their logs are in its logs/
+#   --run-dir runs    folder of the runs; their logs are in its logs/; unset: runs, or runs/local, runs/local-tuning
 #   -- FLAGS          flags for every run, such as -- --data-dir data --steps 100000
 # Paths are taken from this folder. PYTHON=python uses an environment of yours rather than .venv.
 set -euo pipefail
@@ -50,11 +52,15 @@ setup() {
 }
 
 # Small networks, and a learning rate and target update rate above the published ones, to learn within minutes on a laptop.
+laptop="--data-dir data --hidden-dims 128 128 128 --lr 1e-3 --tau 0.02"
+
+collect() { "$python" tools/collect.py --env-id "$1" --episodes 100 --data-dir data; }  # keeps what is there
+
 demo() {
     setup
-    "$python" tools/collect.py --env-id cube-single --episodes 100 --data-dir data
-    "$python" drol.py --env-id cube-single --k 16 --data-dir data --steps 30000 --eval-interval 5000 \
-        --hidden-dims 128 128 128 --lr 1e-3 --tau 0.02 --log-interval 1000 "$@"
+    collect cube-single
+    # shellcheck disable=SC2086
+    "$python" drol.py --env-id cube-single --k 16 $laptop --steps 30000 --eval-interval 5000 --log-interval 1000 "$@"
 }
 
 # ------------------------------------------------------------------------------------- what the paper has run
@@ -73,7 +79,7 @@ ksweep="antmaze-giant:3 antmaze-large:1 antsoccer-arena:4 cube-double:3 cube-sin
     antmaze-large-play-v2 antmaze-large-diverse-v2 pen-expert-v1 door-expert-v1 hammer-expert-v1 relocate-expert-v1"
 scaling="antmaze-giant:3 cube-double:3 scene:2"
 
-seeds=8 methods="drol16 drolstar fql" families="" tasks="1 2 3 4 5" jobs="" gpus="" run_dir=runs list="" slurm=none extra=()
+seeds="" methods="drol16 drolstar fql" families="" tasks="1 2 3 4 5" jobs="" gpus="" run_dir="" list="" slurm=none extra=()
 
 # emit METHOD ENV_ID TASK FLAGS...: prints a run without its seed, if the options ask for it. TASK: empty in D4RL.
 emit() {
@@ -104,6 +110,22 @@ runs() {
                     emit drol16 "$env_id" "$task" " --k $k"
                 done
             done ;;
+        local | local-tuning)
+            local flags="$laptop --log-interval 500 --eval-episodes 25 --eval-envs 5" value
+            if [ "$1" = local-tuning ]; then
+                for value in 3 10 30; do emit drol16 cube-single 2 " --k 16 --bc-coef $value $flags --steps 20000 --eval-interval 5000"; done
+                for value in 100 300 1000; do emit fql cube-single 2 " --alpha $value $flags --steps 20000 --eval-interval 5000"; done
+                return
+            fi
+            flags+=" --snapshot-interval 10000"
+            for k in 1 4 16 64; do emit drol16 cube-single 2 " --k $k $flags --steps 40000 --eval-interval 5000"; done
+            emit fql cube-single 2 " $flags --steps 40000 --eval-interval 5000"
+            [ "${seed:-0}" = 0 ] || return 0  # the rest has one seed
+            emit drol16 pointmaze-medium 1 " --k 16 $flags --steps 40000 --eval-interval 5000"
+            emit fql pointmaze-medium 1 " $flags --steps 40000 --eval-interval 5000"
+            for k in 1 2 4 8 16 32 64; do emit drol16 scene 2 " --k $k $flags --steps 20000 --eval-interval 10000"; done
+            emit fql scene 2 " $flags --steps 20000 --eval-interval 10000"
+            for k in 2 8 32; do emit drol16 cube-single 2 " --k $k $flags --steps 40000 --eval-interval 5000"; done ;;
         all) runs ogbench; runs d4rl; runs ksweep; runs scaling ;;
     esac
 }
@@ -217,6 +239,11 @@ suite() {
             *) fail "unknown option $1; flags for the runs go after --" ;;
         esac
     done
+    case $name in
+        local) : "${seeds:=2}" "${run_dir:=runs/local}" ;;
+        local-tuning) : "${seeds:=1}" "${run_dir:=runs/local-tuning}" ;;
+        *) : "${seeds:=8}" "${run_dir:=runs}" ;;
+    esac
     gpus=${gpus//,/ }
     local word gpu_list=($gpus)
     [ "$slurm" = none ] || [ -z "$gpus$jobs" ] || fail "--slurm: Slurm decides on GPUs and runs at once; leave --gpus and --jobs out"
@@ -232,6 +259,12 @@ suite() {
     [ -n "$(runs "$name")" ] || fail "no run of $name is left by --methods, --families and --tasks"
     if [ -n "$list" ]; then commands "$name"; return; fi
     setup
+    if [[ $name == local* ]]; then
+        local needed
+        for needed in cube-single pointmaze-medium scene; do
+            [ -z "$(families=$needed; runs "$name")" ] || collect "$needed"
+        done
+    fi
     logs=$run_dir/logs
     mkdir -p "$logs"
     if [ "$slurm" != none ]; then run_slurm "$name"; return; fi
@@ -243,7 +276,7 @@ case ${1:-} in
     test) setup && "$python" -m pytest -q "${@:2}" test_drol.py ;;
     runtime) setup && "$python" tools/bench.py "${@:2}" ;;
     figures) setup && "$python" tools/figures.py "${@:2}" ;;
-    ogbench | d4rl | ksweep | scaling) suite "$@" ;;
+    ogbench | d4rl | ksweep | scaling | local | local-tuning) suite "$@" ;;
     all)
         code=0
         suite "$@" || code=$?
