@@ -53,6 +53,7 @@ setup() {
 
 # Small networks, and a learning rate and target update rate above the published ones, to learn within minutes on a laptop.
 laptop="--data-dir data --hidden-dims 128 128 128 --lr 1e-3 --tau 0.02"
+laptop_run="$laptop --log-interval 500 --eval-episodes 25 --eval-envs 5"  # of local and local-tuning
 
 collect() { "$python" tools/collect.py --env-id "$1" --episodes 100 --data-dir data; }  # keeps what is there
 
@@ -92,7 +93,7 @@ emit() {
 
 # runs SUITE: prints its runs without seeds.
 runs() {
-    local entry env_id k bc_coef task
+    local entry env_id k bc_coef alpha task
     case $1 in
         ogbench | d4rl)
             for entry in ${!1}; do
@@ -110,22 +111,21 @@ runs() {
                     emit drol16 "$env_id" "$task" " --k $k"
                 done
             done ;;
-        local | local-tuning)
-            local flags="$laptop --log-interval 500 --eval-episodes 25 --eval-envs 5" value
-            if [ "$1" = local-tuning ]; then
-                for value in 3 10 30; do emit drol16 cube-single 2 " --k 16 --bc-coef $value $flags --steps 20000 --eval-interval 5000"; done
-                for value in 100 300 1000; do emit fql cube-single 2 " --alpha $value $flags --steps 20000 --eval-interval 5000"; done
-                return
-            fi
-            flags+=" --snapshot-interval 10000"
-            for k in 1 4 16 64; do emit drol16 cube-single 2 " --k $k $flags --steps 40000 --eval-interval 5000"; done
-            emit fql cube-single 2 " $flags --steps 40000 --eval-interval 5000"
-            [ "${seed:-0}" = 0 ] || return 0  # the rest has one seed
-            emit drol16 pointmaze-medium 1 " --k 16 $flags --steps 40000 --eval-interval 5000"
-            emit fql pointmaze-medium 1 " $flags --steps 40000 --eval-interval 5000"
-            for k in 1 2 4 8 16 32 64; do emit drol16 scene 2 " --k $k $flags --steps 20000 --eval-interval 10000"; done
-            emit fql scene 2 " $flags --steps 20000 --eval-interval 10000"
-            for k in 2 8 32; do emit drol16 cube-single 2 " --k $k $flags --steps 40000 --eval-interval 5000"; done ;;
+        local-tuning)
+            local flags="$laptop_run --steps 20000 --eval-interval 5000"
+            for bc_coef in 3 10 30; do emit drol16 cube-single 2 " --k 16 --bc-coef $bc_coef $flags"; done
+            for alpha in 100 300 1000; do emit fql cube-single 2 " --alpha $alpha $flags"; done ;;
+        local)
+            local flags="$laptop_run --snapshot-interval 10000 --steps 40000 --eval-interval 5000"
+            local short="$laptop_run --snapshot-interval 10000 --steps 20000 --eval-interval 10000"
+            for k in 1 4 16 64; do emit drol16 cube-single 2 " --k $k $flags"; done
+            emit fql cube-single 2 " $flags"
+            [ "${seed:-0}" = 0 ] || return 0  # one seed of the rest
+            emit drol16 pointmaze-medium 1 " --k 16 $flags"
+            emit fql pointmaze-medium 1 " $flags"
+            for k in 1 2 4 8 16 32 64; do emit drol16 scene 2 " --k $k $short"; done
+            emit fql scene 2 " $short"
+            for k in 2 8 32; do emit drol16 cube-single 2 " --k $k $flags"; done ;;
         all) runs ogbench; runs d4rl; runs ksweep; runs scaling ;;
     esac
 }

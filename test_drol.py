@@ -1610,6 +1610,19 @@ def test_the_sweeps_are_the_published_ones():
     assert len(everything) == len(set(everything)) < 184 + 120 + 21  # equal runs of two suites are listed once
 
 
+def test_the_local_suites():
+    tuning, runs = ([resolved(line) for line in listed(name)] for name in ("local-tuning", "local"))
+    published = {program: program.PRESETS["cube-single"][-1] for program in (drol, fql)}
+    assert sorted((k or 0, bc_coef or alpha) for (_, _, k, bc_coef, alpha, *_), _ in tuning) == \
+        [(0, published[fql] / 3), (0, published[fql]), (0, published[fql] * 10 / 3), (16, 3), (16, 10), (16, 30)]
+    assert len(runs) == len(set(runs)) == 23
+    cube, scene = ({k for (_, name, k, *_), seed in runs if name.startswith(family) and seed == 0} for family in ("cube", "scene"))
+    assert cube == scene == {1, 2, 4, 8, 16, 32, 64, None}
+    assert {k for (_, _, k, *_), seed in runs if seed == 1} == {1, 4, 16, 64, None}
+    assert all("--run-dir runs/local" in line for line in listed("local"))
+    assert all("--run-dir mine" in line for line in listed("local", "--run-dir", "mine"))
+
+
 @pytest.mark.parametrize("args, word", [
     (["ogbench", "--seeds", "0"], "--seeds"), (["ogbench", "--families", "cubes"], "--families"),
     (["d4rl", "--bad"], "unknown option --bad"), (["d4rl", "--jobs"], "--jobs needs a value"),
@@ -1839,6 +1852,10 @@ def test_figures_statistics_by_hand(tmp_path, capsys):
     assert [float(row["pairwise_distance"]) for row in scaling] == pytest.approx([0.1, 1.6, 6.4])  # the last tenth's
     assert [float(row["bc_loss"]) for row in scaling] == pytest.approx([1, 1 / 16, 1 / 64])
     assert [row["update_ms"] for row in read(tmp_path / "out" / "runtime.csv")] == ["2.5", "3.5"]
+    with pytest.raises(SystemExit) as exit:
+        figures.main(["--run-dir", str(runs), "--out", str(tmp_path / "some"), "--only", "ksweep", "results"])
+    names = {path.name for path in (tmp_path / "some").iterdir()}
+    assert exit.value.code is None and names == {"ksweep.csv", "ksweep.png", "results.csv", "results.md"}
 
 
 @pytest.mark.parametrize("args, word", [(["--run-dir", "none"], "there is no none"), (["--bench", "none.csv"], "none.csv"),

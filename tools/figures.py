@@ -21,6 +21,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -46,6 +47,7 @@ class Args:
     out: Path = Path("figures")  # folder of the tables and figures
     bench: Path | None = None  # tools/bench.py's CSV; unset: bench.csv in the folder of the runs
     data_dir: Path | None = None  # the datasets, for the Voronoi figure; unset: where its run found them
+    only: tuple[Literal["results", "learning_curves", "ksweep", "scaling", "runtime", "voronoi"], ...] = ()  # unset: all
     voronoi: Path | None = None  # run folder of the Voronoi figure; unset: the first with K > 1 and two snapshots
 
 
@@ -499,6 +501,8 @@ def main(argv=None):
             ("scaling", trained, lambda: scaling(trained, args.out)),
             ("runtime", bench.exists(), lambda: runtime(bench, args.out)),
             ("voronoi", drawable, lambda: voronoi(drawable[0], args.out, args.data_dir))):
+        if args.only and name not in args.only:
+            continue
         try:
             for old in args.out.glob(f"{name}.*"):
                 old.unlink()  # of an earlier call, which is not to stand beside new ones
