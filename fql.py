@@ -623,7 +623,7 @@ def main(argv=None):
                 wandb.init(project="drol", id="-".join(run.parts[-2:]), name=str(run), config=config, dir=run,
                            resume="allow", sync_tensorboard=True)
             return train(args, env, run, splits, device)
-    except (UserError, OSError, ImportError) as error:
+    except (UserError, OSError, ImportError, torch.OutOfMemoryError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:  # before there was anything to save
         return 128 + signal.SIGINT

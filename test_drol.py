@@ -1045,6 +1045,15 @@ def test_a_card_that_torch_cannot_use_is_told(program, capsys, monkeypatch):
 
 
 @every_program
+def test_a_full_gpu_is_one_sentence(program, capsys, data_dir, tmp_path, monkeypatch):
+    def train(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB free.")
+
+    monkeypatch.setattr(program, "train", train)
+    failing(program, capsys, command(data_dir, tmp_path), "CUDA out of memory", "GPU 0")
+
+
+@every_program
 def test_the_cores_are_the_environments_while_they_play(program, data_dir, tmp_path, monkeypatch):
     threads, evaluate = [], program.evaluate
     monkeypatch.setattr(program, "evaluate", lambda *args: threads.append(torch.get_num_threads()) or evaluate(*args))
