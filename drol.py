@@ -111,7 +111,7 @@ ALGORITHM, RUN_NAME = "drol", "drol-k{k}-{hash}"
 RANGES = {"lr": (0, 1), "tau": (0, 1), "discount": (0, 1), "seed": (0, 1e9), "task": (1, 5),
           "snapshot_interval": (0, 1e9), "bc_coef": (0, 1e9)}  # of the others: 1 to 1e9
 NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
-              "data_dir", "run_dir", "device", "compile", "overwrite", "track"}  # change no number of a run
+              "data_dir", "run_dir", "device", "compile", "overwrite", "track"}  # change rounding at most
 Env = namedtuple("Env", "name dataset task preset steps data_dir metric evaluations note")
 OGBENCH = (1_000_000, ogbench.utils.DEFAULT_DATASET_DIR, "success rate in %", 3,
            "task {} of 5; a published score is the mean over all 5 tasks of a family")
@@ -488,7 +488,7 @@ def pick_device(wanted):
     try:
         return torch.zeros(1, device="cuda" if wanted == "auto" else wanted).device
     except (RuntimeError, AssertionError) as error:
-        if wanted != "auto":
+        if wanted != "auto" or isinstance(error, torch.OutOfMemoryError):
             raise UserError(f"--device {wanted} does not work ({error}); give auto, cpu or cuda") from error
     if shutil.which("nvidia-smi"):
         print("WARNING: torch cannot use this machine's NVIDIA card (README, Install); the CPU will be slow.")
@@ -553,7 +553,7 @@ def train(args, env, run, splits, device):
                 envs = envs or make_eval_envs(env.name, min(args.eval_envs, args.eval_episodes))
                 generator = make_generator(device, args.seed, 3, step)
                 policy = lambda observation: act(networks["actor"], observation, dims[1], generator)
-                torch.set_num_threads(1)  # more would wait for work on the cores that the environments need
+                torch.set_num_threads(1 if envs.num_envs > 1 else threads)  # the cores are the envs'
                 result = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
                 torch.set_num_threads(threads)
                 if result is None:

@@ -14,8 +14,8 @@
 #   bash run_all.sh all      ogbench, d4rl, ksweep and scaling, then runtime and figures
 #
 # demo, test, runtime and figures hand what follows to their program. The others take
-#   --list            print the commands, one a line, and run nothing
-#   --seeds 8         number of seeds, from 0; unset: 8, of local 2, of local-tuning 1
+#   --list            print the commands, one a line, and run nothing (local's need the data that `local` collects first)
+#   --seeds 8         number of seeds, from 0; unset: 8, of local 2 (some of its runs are of seed 0 alone), of local-tuning 1
 #   --methods "drol16 drolstar fql"
 #   --families "cube-single pen"   only env ids that begin so
 #   --tasks "1 2 3 4 5"            only these tasks of OGBench's families
@@ -40,7 +40,7 @@ setup() {
             "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null &&
                 { found=$candidate; break; }
         done
-        [ -n "$found" ] || fail "Python 3.11 or 3.12 is needed (mujoco 3.4 has no build for others); install one"
+        [ -n "$found" ] || fail "Python 3.11 or 3.12 is needed (labmaze has no build for newer ones); install one"
         echo "installing requirements.txt and requirements-d4rl.txt into .venv (log: .venv/install.log) ..."
         "$found" -m venv .venv || fail "$found cannot make a virtual environment; install its venv package"
         { .venv/bin/python -m pip install -r requirements.txt &&
@@ -80,7 +80,7 @@ ksweep="antmaze-giant:3 antmaze-large:1 antsoccer-arena:4 cube-double:3 cube-sin
     antmaze-large-play-v2 antmaze-large-diverse-v2 pen-expert-v1 door-expert-v1 hammer-expert-v1 relocate-expert-v1"
 scaling="antmaze-giant:3 cube-double:3 scene:2"
 
-seeds="" methods="drol16 drolstar fql" families="" tasks="1 2 3 4 5" jobs="" gpus="" run_dir="" list="" slurm=none extra=()
+seeds="" methods="drol16 drolstar fql" families="" tasks="1 2 3 4 5" jobs="" gpus="" run_dir="" list="" slurm=none seed=0 extra=()
 
 # emit METHOD ENV_ID TASK FLAGS...: prints a run without its seed, if the options ask for it. TASK: empty in D4RL.
 emit() {
@@ -120,7 +120,7 @@ runs() {
             local short="$laptop_run --snapshot-interval 10000 --steps 20000 --eval-interval 10000"
             for k in 1 4 16 64; do emit drol16 cube-single 2 " --k $k $flags"; done
             emit fql cube-single 2 " $flags"
-            [ "${seed:-0}" = 0 ] || return 0  # one seed of the rest
+            [ "$seed" = 0 ] || return 0  # one seed of the rest
             emit drol16 pointmaze-medium 1 " --k 16 $flags"
             emit fql pointmaze-medium 1 " $flags"
             for k in 1 2 4 8 16 32 64; do emit drol16 scene 2 " --k $k $short"; done
@@ -260,9 +260,10 @@ suite() {
     if [ -n "$list" ]; then commands "$name"; return; fi
     setup
     if [[ $name == local* ]]; then
-        local needed
-        for needed in cube-single pointmaze-medium scene; do
-            [ -z "$(families=$needed; runs "$name")" ] || collect "$needed"
+        local family todo
+        todo=$(runs "$name")
+        for family in cube-single pointmaze-medium scene; do
+            [[ $todo != *"--env-id $family "* ]] || collect "$family"
         done
     fi
     logs=$run_dir/logs

@@ -1046,20 +1046,29 @@ def test_a_card_that_torch_cannot_use_is_told(program, capsys, monkeypatch):
 
 @every_program
 def test_a_full_gpu_is_one_sentence(program, capsys, data_dir, tmp_path, monkeypatch):
-    def train(*args):
+    def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB free.")
 
-    monkeypatch.setattr(program, "train", train)
+    monkeypatch.setattr(program, "train", full)
     failing(program, capsys, command(data_dir, tmp_path), "CUDA out of memory", "GPU 0")
+    monkeypatch.setattr(program.torch, "zeros", full)
+    with pytest.raises(program.UserError, match="--device auto does not work"):  # and does not go on on the CPU
+        program.pick_device("auto")
 
 
 @every_program
 def test_the_cores_are_the_environments_while_they_play(program, data_dir, tmp_path, monkeypatch):
     threads, evaluate = [], program.evaluate
     monkeypatch.setattr(program, "evaluate", lambda *args: threads.append(torch.get_num_threads()) or evaluate(*args))
-    torch.set_num_threads(2)
-    program.main(command(data_dir, tmp_path, "--steps", 1, "--eval-episodes", 1))
-    assert (threads, torch.get_num_threads()) == ([1], 2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        program.main(command(data_dir, tmp_path, "--steps", 1, "--eval-episodes", 2, "--eval-envs", 2))
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+        program.main(command(data_dir, tmp_path, "--steps", 1, "--eval-episodes", 2, "--eval-envs", 1))
+        assert threads == [1, 2]  # one environment steps while torch does nothing
+    finally:
+        torch.set_num_threads(before)
 
 
 @every_program
@@ -1628,7 +1637,9 @@ def test_the_local_suites():
     cube, scene = ({k for (_, name, k, *_), seed in runs if name.startswith(family) and seed == 0} for family in ("cube", "scene"))
     assert cube == scene == {1, 2, 4, 8, 16, 32, 64, None}
     assert {k for (_, _, k, *_), seed in runs if seed == 1} == {1, 4, 16, 64, None}
-    assert all("--run-dir runs/local" in line for line in listed("local"))
+    assert {settings[-1] for settings, _ in tuning} == {20_000} and {settings[-1] for settings, _ in runs} == {20_000, 40_000}
+    assert all(line.endswith("--run-dir runs/local") for line in listed("local"))
+    assert all(line.endswith("--run-dir runs/local-tuning") for line in listed("local-tuning"))
     assert all("--run-dir mine" in line for line in listed("local", "--run-dir", "mine"))
 
 
@@ -1641,6 +1652,17 @@ def test_run_all_refuses(args, word):
     result = run_all(*args, "--list") if args[-1] != "--jobs" else run_all(*args)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and word in result.stderr
     assert result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+def test_local_collects_what_its_runs_need(tmp_path):
+    """With a program that only notes its arguments in place of Python, and a variable of the environment that is not ours."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/used\n')
+    program.chmod(0o755)
+    run_all("local", "--families", "pointmaze", "--run-dir", tmp_path / "runs", PYTHON=str(program), seed="5")
+    used = (tmp_path / "used").read_text().splitlines()
+    assert used[0] == "tools/collect.py --env-id pointmaze-medium --episodes 100 --data-dir data"
+    assert [line.split()[0] for line in used[1:]] == ["drol.py", "fql.py"]
 
 
 @pytest.fixture(scope="session")

@@ -215,6 +215,7 @@ def panels(count, width=3.2, height=2.6):
         axis.set_visible(False)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes.flat[:count])
 
@@ -505,7 +506,7 @@ def main(argv=None):
             continue
         try:
             for old in args.out.glob(f"{name}.*"):
-                old.unlink()  # of an earlier call, which is not to stand beside new ones
+                old.unlink()  # so that none of an earlier call is taken for a new one
             draw() if ready else print(f"{name}: not run")
         except (drol.UserError, OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             failed = True  # RuntimeError: a checkpoint whose networks are others
