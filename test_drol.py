@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -1887,6 +1888,22 @@ def test_figures_statistics_by_hand(tmp_path, capsys):
         figures.main(["--run-dir", str(runs), "--out", str(tmp_path / "some"), "--only", "ksweep", "results"])
     names = {path.name for path in (tmp_path / "some").iterdir()}
     assert exit.value.code is None and names == {"ksweep.csv", "ksweep.png", "results.csv", "results.md"}
+
+
+def test_figures_hold_long_settings_and_order_k(tmp_path):
+    """The settings of runs on two collected datasets, which are long and differ, leave room for the curves."""
+    runs = tmp_path / "runs"
+    for name in ("cube-single", "scene"):
+        for k in (16, 1, 4):
+            made_up_run(runs, name, k, 0, [1, 2, 3], task=1, hidden_dims=[128, 128, 128], eval_interval=5000, eval_episodes=25,
+                        lr=0.001, tau=0.02, source=f"collected locally: {len(name)}", batch_size=100 + len(name))
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as exit:
+        warnings.simplefilter("error")  # such as: constrained_layout not applied because axes sizes collapsed to zero
+        figures.main(["--run-dir", str(runs), "--out", str(tmp_path), "--only", "learning_curves", "ksweep"])
+    assert exit.value.code is None
+    rows = read(tmp_path / "learning_curves.csv")
+    names = [row["method"] for row in rows if row["task"] == "cube-single-play-task1" and row["step"] == "100"]
+    assert names == ["DROL K = 1", "DROL K = 4", "DROL K = 16"]
 
 
 @pytest.mark.parametrize("args, word", [(["--run-dir", "none"], "there is no none"), (["--bench", "none.csv"], "none.csv"),

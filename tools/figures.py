@@ -15,6 +15,7 @@ Every figure is a PNG with a CSV of its numbers beside it. A run on locally coll
 import csv
 import json
 import math
+import re
 import sys
 import textwrap
 from collections import defaultdict
@@ -140,7 +141,8 @@ def by(runs, key):
     groups = defaultdict(list)
     for run in runs:
         groups[key(run)].append(run)
-    return dict(sorted(groups.items(), key=lambda item: str(item[0])))
+    natural = lambda item: re.sub(r"\d+", lambda number: number[0].zfill(9), str(item[0]))  # K = 4 before K = 16
+    return dict(sorted(groups.items(), key=natural))
 
 
 # --------------------------------------------------------------------------------------------------- table
@@ -253,11 +255,13 @@ def learning_curves(runs, out):
                 for step, score in run.curve:
                     points[step].append(score)
             steps = [step for step in sorted(points) if len(points[step]) == len(cell)]  # where all seeds are
-            text = f"{name} ({len(cell)} seed{'s' * (len(cell) > 1)})" + f"\n{condition}" * (len(conditions) > 1)
+            text = f"{name} ({len(cell)} seed{'s' * (len(cell) > 1)})"
+            text += f"\n{textwrap.fill(condition, 60)}" * (len({condition for _, condition in cells}) > 1)
             line(axis, steps, [points[step] for step in steps], index, text)
             rows += [{"task": task, "method": name, "condition": condition, "step": step, "seeds": len(cell),
                       "mean": np.mean(points[step]), "std": deviation(points[step])} for step in steps]
-        axis.set_title(task, fontsize=8)
+        common = "" if len(conditions) == 1 or len({condition for _, condition in cells}) > 1 else group[0].condition
+        axis.set_title(f"{task}\n{textwrap.fill(common, 60)}".strip(), fontsize=6 if common else 8)
         axis.set_xlabel("updates", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -293,7 +297,7 @@ def ksweep(runs, settings, out):
                   label=f"best: {best_text}")
         axis.set_xscale("log", base=2)
         axis.set_xticks(list(group), list(group))
-        axis.set_title(f"{task}\n{condition}", fontsize=6)
+        axis.set_title(f"{task}\n{textwrap.fill(condition, 60)}", fontsize=6)
         axis.set_xlabel("K", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
         axis.tick_params(labelsize=7)
