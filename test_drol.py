@@ -1878,6 +1878,8 @@ def test_figures_statistics_by_hand(tmp_path, capsys):
     assert cell("d4rl-adroit", "DROL(16)", "300 updates")["mean"] == "30.0"
     text = (tmp_path / "out" / "results.md").read_text()
     assert text.count("| not run | not run |") == sum(row["mean"] == "not run" for row in table)
+    assert "| d4rl-antmaze | DROL(16) | 60.0 | 60.0 |" in text  # one seed has no deviation and no interval
+    assert "| cube-double | DROL* | 32.0 +- 12.5 | 27.5 [" in text
     sweep = read(tmp_path / "out" / "ksweep.csv")
     assert [(row["k"], float(row["mean"])) for row in sweep] == [("1", 12), ("16", 52), ("64", 32)]
     scaling = read(tmp_path / "out" / "scaling.csv")

@@ -183,7 +183,6 @@ def results(runs, settings, published_results, out):
                     ("tasks", "seeds", "mean", "std", "iqm", "iqm_low", "iqm_high"), "not run")
                 rows.append(common | numbers | {"condition": condition, "unfinished": unfinished})
     write(out / "results.csv", rows)
-    number = lambda value: value if isinstance(value, str) else "-" if math.isnan(value) else f"{value:.1f}"
     lines = ["Success rate in % on OGBench, normalised return x 100 on D4RL. Ours: mean +- standard deviation over the",
              "seeds that have every task; IQM: interquartile mean over their runs with its 95 % bootstrap interval.",
              "Published: the paper's mean over all tasks and 8 seeds; it is comparable only where ours has all tasks,",
@@ -193,8 +192,10 @@ def results(runs, settings, published_results, out):
     for row in rows:
         ours, iqm, tasks = "not run", "not run", f"0 of {row['of_tasks']}"
         if row["mean"] != "not run":
-            ours = f"{number(row['mean'])} +- {number(row['std'])}"
-            iqm = f"{number(row['iqm'])} [{number(row['iqm_low'])}, {number(row['iqm_high'])}]"
+            ours, iqm = ("-" if math.isnan(row[name]) else f"{row[name]:.1f}" for name in ("mean", "iqm"))
+            if row["seeds"] > 1:
+                ours += f" +- {row['std']:.1f}"
+                iqm += f" [{row['iqm_low']:.1f}, {row['iqm_high']:.1f}]"
             tasks = f"{row['tasks']} of {row['of_tasks']}"
         note = row["condition"] + (f" ({row['unfinished']} unfinished left out)" if row["unfinished"] else "")
         seeds = 0 if row["seeds"] == "not run" else row["seeds"]
