@@ -265,6 +265,7 @@ def learning_curves(runs, out):
         axis.set_title(f"{task}\n{textwrap.fill(common, 60)}".strip(), fontsize=6 if common else 8)
         axis.set_xlabel("updates", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
+        axis.set_ylim(top=max(axis.get_ylim()[1], 25))  # so that no 4 % looks like a summit
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=5 if len(cells) > 4 else 6, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     write(out / "learning_curves.csv", rows)
@@ -465,7 +466,7 @@ def voronoi(run, out, data_dir):
     if kept.any():
         chosen.append((f"the winner stays (stable; {int(kept.sum())} of {len(kept)} states)", last,
                        (spread(last) * kept).argmax().item(), False))
-    figure, axes = panels(len(chosen), 4.2, 4.2)
+    figure, axes = panels(len(chosen), 4.2, 4.8)
     rows = []
     for axis, (title, state, i, switch) in zip(axes, chosen, strict=True):
         rows += draw_cells(axis, state, i, title, switch)
