@@ -120,6 +120,8 @@ runs() {
             local short="$laptop_run --snapshot-interval 10000 --steps 20000 --eval-interval 10000"
             for k in 1 4 16 64; do emit drol16 cube-single 2 " --k $k $flags"; done
             emit fql cube-single 2 " $flags"
+            emit drol16 scene 1 " --k 16 $flags"
+            emit fql scene 1 " $flags"
             [ "$seed" = 0 ] || return 0  # one seed of the rest
             emit drol16 pointmaze-medium 1 " --k 16 $flags"
             emit fql pointmaze-medium 1 " $flags"

@@ -1634,10 +1634,12 @@ def test_the_local_suites():
     published = {program: program.PRESETS["cube-single"][-1] for program in (drol, fql)}
     assert sorted((k or 0, bc_coef or alpha) for (_, _, k, bc_coef, alpha, *_), _ in tuning) == \
         [(0, published[fql] / 3), (0, published[fql]), (0, published[fql] * 10 / 3), (16, 3), (16, 10), (16, 30)]
-    assert len(runs) == len(set(runs)) == 23
+    assert len(runs) == len(set(runs)) == 27
+    both = {(name, k) for (_, name, k, *_), seed in runs if seed == 1} & {(name, k) for (_, name, k, *_), seed in runs if seed == 0}
+    assert both == {("cube-single-play-singletask-task2-v0", k) for k in (1, 4, 16, 64, None)} \
+        | {("scene-play-singletask-task1-v0", k) for k in (16, None)}
     cube, scene = ({k for (_, name, k, *_), seed in runs if name.startswith(family) and seed == 0} for family in ("cube", "scene"))
     assert cube == scene == {1, 2, 4, 8, 16, 32, 64, None}
-    assert {k for (_, _, k, *_), seed in runs if seed == 1} == {1, 4, 16, 64, None}
     assert {settings[-1] for settings, _ in tuning} == {20_000} and {settings[-1] for settings, _ in runs} == {20_000, 40_000}
     assert all(line.endswith("--run-dir runs/local") for line in listed("local"))
     assert all(line.endswith("--run-dir runs/local-tuning") for line in listed("local-tuning"))
