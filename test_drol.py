@@ -1887,6 +1887,7 @@ def test_figures_statistics_by_hand(tmp_path, capsys):
     scaling = read(tmp_path / "out" / "scaling.csv")
     assert [float(row["pairwise_distance"]) for row in scaling] == pytest.approx([0.1, 1.6, 6.4])  # the last tenth's
     assert [float(row["bc_loss"]) for row in scaling] == pytest.approx([1, 1 / 16, 1 / 64])
+    assert [float(row["bc_loss_std"]) for row in scaling] == [0, 0, 0]  # four equal seeds each
     assert [row["update_ms"] for row in read(tmp_path / "out" / "runtime.csv")] == ["2.5", "3.5"]
     with pytest.raises(SystemExit) as exit:
         figures.main(["--run-dir", str(runs), "--out", str(tmp_path / "some"), "--only", "ksweep", "results"])

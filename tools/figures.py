@@ -37,8 +37,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 import drol  # noqa: E402
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
-MARKERS = "osD^vPX*"  # another length than the colours', so that the pairs repeat late
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")  # Okabe and Ito's
+MARKERS = "osD^vPX*<"  # another length than the colours', so that the pairs repeat late
 SUITES = ("DROL(16)", "DROL*", "FQL")
 
 
@@ -209,8 +209,8 @@ def results(runs, settings, published_results, out):
 
 
 def panels(count, width=3.2, height=2.6):
-    """A figure and count axes, at most five a row."""
-    columns = min(count, 5)
+    """A figure and count axes, at most five a row, four as a square."""
+    columns = 2 if count == 4 else min(count, 5)
     rows = math.ceil(count / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns + 0.6, height * rows + 0.7), squeeze=False,
                                 layout="constrained")
@@ -232,24 +232,28 @@ def finish(figure, path, title, runs):
 
 
 def deviation(values):
-    """Sample standard deviation, nan for a single value: no band is drawn then."""
+    """Sample standard deviation, nan for a single value: nothing is drawn of it then."""
     return np.std(values, ddof=1) if len(values) > 1 else math.nan
 
 
-def line(axis, x, values, index, name):
-    """Mean over seeds with a band of one standard deviation. values: a list of the seeds' scores for each x."""
+def line(axis, x, values, index, name, bars=False):
+    """Mean over seeds with a band or bars of one standard deviation. values: for each x a list of the seeds' scores."""
     mean, std = np.array([np.mean(v) for v in values]), np.array([deviation(v) for v in values])
     style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-    axis.plot(x, mean, markersize=4, linewidth=1.5, label=name, **style)
-    axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+    axis.errorbar(x, mean, std if bars else None, markersize=4, linewidth=1.5, elinewidth=1, capsize=3, label=name,
+                  **style)
+    if not bars:  # a band would vanish where one of two neighbours has a single seed
+        axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def learning_curves(runs, out):
     tasks, rows = by(runs, lambda run: run.task), []
     conditions = {run.condition for run in runs}
+    styles = list(by(runs, label))  # a method looks the same in every panel
     figure, axes = panels(len(tasks))
     for axis, (task, group) in zip(axes, tasks.items(), strict=True):
         cells = by(group, lambda run: (label(run), run.condition))
+        several = len({condition for _, condition in cells}) > 1
         for index, ((name, condition), cell) in enumerate(cells.items()):
             points = defaultdict(list)
             for run in cell:
@@ -257,17 +261,18 @@ def learning_curves(runs, out):
                     points[step].append(score)
             steps = [step for step in sorted(points) if len(points[step]) == len(cell)]  # where all seeds are
             text = f"{name} ({len(cell)} seed{'s' * (len(cell) > 1)})"
-            text += f"\n{textwrap.fill(condition, 60)}" * (len({condition for _, condition in cells}) > 1)
-            line(axis, steps, [points[step] for step in steps], index, text)
+            text += f"\n{textwrap.fill(condition, 60)}" * several
+            line(axis, steps, [points[step] for step in steps], index if several else styles.index(name), text)
             rows += [{"task": task, "method": name, "condition": condition, "step": step, "seeds": len(cell),
                       "mean": np.mean(points[step]), "std": deviation(points[step])} for step in steps]
-        common = "" if len(conditions) == 1 or len({condition for _, condition in cells}) > 1 else group[0].condition
+        common = "" if len(conditions) == 1 or several else group[0].condition
         axis.set_title(f"{task}\n{textwrap.fill(common, 60)}".strip(), fontsize=6 if common else 8)
         axis.set_xlabel("updates", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
         axis.set_ylim(top=max(axis.get_ylim()[1], 25))  # so that no 4 % looks like a summit
         axis.tick_params(labelsize=7)
-        axis.legend(fontsize=5 if len(cells) > 4 else 6, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False, borderpad=0,
+                    ncols=2 if len(cells) > 4 and not several else 1)
     write(out / "learning_curves.csv", rows)
     extra = f": {conditions.pop()}" if len(conditions) == 1 else ""
     finish(figure, out / "learning_curves.png", f"Learning curves, mean and standard deviation over seeds{extra}", runs)
@@ -294,12 +299,13 @@ def ksweep(runs, settings, out):
         star = settings.get(next(iter(group.values()))[0].name, {}).get("DROL*", {}).get("k", "not published")
         seeds = sorted({len(values) for values in scores})
         print(f"  {task}: best K {best_text}, published K* {star} ({condition}, seeds: {', '.join(map(str, seeds))})")
-        line(axis, list(group), scores, 0, None)
+        line(axis, list(group), scores, 0, None, bars=True)
         axis.plot(best, [max(means)] * len(best), marker="*", markersize=13, color=COLORS[1], linestyle="none",
-                  label=f"best: {best_text}")
+                  zorder=5, label=f"highest mean: {best_text}")
         axis.set_xscale("log", base=2)
         axis.set_xticks(list(group), list(group))
-        axis.set_title(f"{task}\n{textwrap.fill(condition, 60)}", fontsize=6)
+        seeds = f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seed{'s' * (seeds[-1] > 1)} a point"
+        axis.set_title(f"{task}\n{textwrap.fill(condition, 60)}\n{seeds}", fontsize=6)
         axis.set_xlabel("K", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -328,14 +334,15 @@ def scaling(found, out):
             for column in columns:
                 values[column].append(means[column])
             rows.append({"task": task, "condition": condition, "k": k, "seeds": len(cell)}
-                        | {column: np.mean(means[column]) for column in columns})
+                        | {column: np.mean(means[column]) for column in columns}
+                        | {f"{column}_std": deviation(means[column]) for column in columns})
         name = task + " (local)" * any(run.local for cell in group.values() for run in cell)
         name += f"\n{condition}" * ([other for other, _ in found].count(task) > 1)
-        line(left, list(group), values["pairwise_distance"], index, name)
-        line(right, list(group), values["bc_loss"], index, name)
+        line(left, list(group), values["pairwise_distance"], index, name, bars=True)
+        line(right, list(group), values["bc_loss"], index, name, bars=True)
         spread = [[math.log10(value) for value in seeds if value > 0] or [math.nan] for seeds in
                   values["candidate_spread"]]
-        line(inset, list(group), spread, index, None)
+        line(inset, list(group), spread, index, None, bars=True)
     for axis, name in ((left, "pairwise distance"), (right, "BC loss of the winner"), (inset, "log10 spread")):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
