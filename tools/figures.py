@@ -91,7 +91,8 @@ def load_run(path, settings):
     condition += [f"{name} {text(value)}" for name, value in args.items()
                   if origin[name] == "command line" and name not in hidden]
     local = data["source"].startswith("collected locally")
-    condition += [f"local data {data['fingerprint'][:4]}"] * local
+    made = data["source"].removeprefix("collected locally: ").split(", ogbench")[0]  # a fingerprint is one task's only
+    condition += [f"local data ({made})"] * local
     condition += [data["simulator"]] * data["simulator"].startswith("mujoco_py ")
     group = env["preset"] if env["name"] in settings else env["dataset"].removesuffix("-v0")
     if env["task"] is None:
@@ -161,7 +162,7 @@ def summary(runs):
     iqm = lambda *tasks: stats.trim_mean(np.concatenate(tasks), 0.25)
     scores = [np.array([run.score for run in group]) for group in by(runs, lambda run: run.name).values()]
     low = high = math.nan
-    if len(seeds) > 1:
+    if len(seeds) > 2:
         low, high = stats.bootstrap(scores, iqm, n_resamples=2000, vectorized=False, method="percentile",
                                     rng=np.random.default_rng(0)).confidence_interval
     return numbers | {"iqm": iqm(*scores) if seeds else math.nan, "iqm_low": low, "iqm_high": high}
@@ -181,10 +182,12 @@ def results(runs, settings, published_results, out):
                 unfinished = sum(run.score is None for run in of_suite) if i == 0 else 0
                 numbers = summary(cell) if cell else dict.fromkeys(
                     ("tasks", "seeds", "mean", "std", "iqm", "iqm_low", "iqm_high"), "not run")
-                rows.append(common | numbers | {"condition": condition, "unfinished": unfinished})
+                which = ", ".join(sorted({str(run.config["env"]["task"] or run.task) for run in cell}))
+                rows.append(common | numbers | {"which": which, "condition": condition, "unfinished": unfinished})
     write(out / "results.csv", rows)
     lines = ["Success rate in % on OGBench, normalised return x 100 on D4RL. Ours: mean +- standard deviation over the",
-             "seeds that have every task; IQM: interquartile mean over their runs with its 95 % bootstrap interval.",
+             "seeds that have every task; IQM: interquartile mean over their runs, from three seeds on with its 95 %",
+             "bootstrap interval. DROL* repeats DROL(16) where the two have the same settings.",
              "Published: the paper's mean over all tasks and 8 seeds; it is comparable only where ours has all tasks,",
              "the published settings and the official data.", "",
              "| family | method | ours | IQM | published | tasks | seeds | settings and data |",
@@ -193,10 +196,11 @@ def results(runs, settings, published_results, out):
         ours, iqm, tasks = "not run", "not run", f"0 of {row['of_tasks']}"
         if row["mean"] != "not run":
             ours, iqm = ("-" if math.isnan(row[name]) else f"{row[name]:.1f}" for name in ("mean", "iqm"))
-            if row["seeds"] > 1:
-                ours += f" +- {row['std']:.1f}"
+            ours += f" +- {row['std']:.1f}" * (row["seeds"] > 1)
+            if row["seeds"] > 2:
                 iqm += f" [{row['iqm_low']:.1f}, {row['iqm_high']:.1f}]"
             tasks = f"{row['tasks']} of {row['of_tasks']}"
+            tasks += f" (task {row['which']})" * (row["tasks"] < int(row["of_tasks"]))
         note = row["condition"] + (f" ({row['unfinished']} unfinished left out)" if row["unfinished"] else "")
         seeds = 0 if row["seeds"] == "not run" else row["seeds"]
         lines.append(f"| {row['family']} | {row['method']} | {ours} | {iqm} | {row['published']} | {tasks} | {seeds} "
@@ -237,19 +241,25 @@ def deviation(values):
 
 
 def line(axis, x, values, index, name, bars=False):
-    """Mean over seeds with a band or bars of one standard deviation. values: for each x a list of the seeds' scores."""
+    """Mean over seeds. values: for each x a list of the seeds' scores. Around it, from three seeds on, a band of one
+    standard deviation, of fewer their own thin lines; or, with bars, a bar of one and a point for each seed."""
     mean, std = np.array([np.mean(v) for v in values]), np.array([deviation(v) for v in values])
     style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
     axis.errorbar(x, mean, std if bars else None, markersize=4, linewidth=1.5, elinewidth=1, capsize=3, label=name,
                   **style)
-    if not bars:  # a band would vanish where one of two neighbours has a single seed
+    if bars:
+        for point, seeds in zip(x, values, strict=True):
+            axis.plot([point] * len(seeds), seeds, ".", color=style["color"], markersize=3)
+    elif min(map(len, values)) > 2:
         axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+    else:
+        axis.plot(x, values, color=style["color"], linewidth=0.5, alpha=0.5)
 
 
 def learning_curves(runs, out):
     tasks, rows = by(runs, lambda run: run.task), []
     conditions = {run.condition for run in runs}
-    styles = list(by(runs, label))  # a method looks the same in every panel
+    styles = list(by(runs, label))  # a method looks the same in every panel with one condition
     figure, axes = panels(len(tasks))
     for axis, (task, group) in zip(axes, tasks.items(), strict=True):
         cells = by(group, lambda run: (label(run), run.condition))
@@ -269,13 +279,14 @@ def learning_curves(runs, out):
         axis.set_title(f"{task}\n{textwrap.fill(common, 60)}".strip(), fontsize=6 if common else 8)
         axis.set_xlabel("updates", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
-        axis.set_ylim(top=max(axis.get_ylim()[1], 25))  # so that no 4 % looks like a summit
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, -4), max(high, 104))  # so that no 4 % looks like a summit
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False, borderpad=0,
                     ncols=2 if len(cells) > 4 and not several else 1)
     write(out / "learning_curves.csv", rows)
     extra = f": {conditions.pop()}" if len(conditions) == 1 else ""
-    finish(figure, out / "learning_curves.png", f"Learning curves, mean and standard deviation over seeds{extra}", runs)
+    finish(figure, out / "learning_curves.png", f"Learning curves, mean over seeds{extra}", runs)
 
 
 def sweeps(runs):
@@ -300,8 +311,10 @@ def ksweep(runs, settings, out):
         seeds = sorted({len(values) for values in scores})
         print(f"  {task}: best K {best_text}, published K* {star} ({condition}, seeds: {', '.join(map(str, seeds))})")
         line(axis, list(group), scores, 0, None, bars=True)
-        axis.plot(best, [max(means)] * len(best), marker="*", markersize=13, color=COLORS[1], linestyle="none",
-                  zorder=5, label=f"highest mean: {best_text}")
+        if seeds[-1] > 1:
+            axis.plot(best, [max(means)] * len(best), marker="*", markersize=13, color=COLORS[1], linestyle="none",
+                      zorder=5, label=f"highest mean: {best_text}")
+            axis.legend(fontsize=7)
         axis.set_xscale("log", base=2)
         axis.set_xticks(list(group), list(group))
         seeds = f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seed{'s' * (seeds[-1] > 1)} a point"
@@ -309,7 +322,6 @@ def ksweep(runs, settings, out):
         axis.set_xlabel("K", fontsize=8)
         axis.set_ylabel("score", fontsize=8)
         axis.tick_params(labelsize=7)
-        axis.legend(fontsize=7)
         rows += [{"task": task, "condition": condition, "k": k, "seeds": len(values), "mean": np.mean(values),
                   "std": deviation(values), "best_k": best_text, "published_k": star}
                  for k, values in zip(group, scores, strict=True)]
@@ -416,7 +428,8 @@ def draw_cells(axis, state, i, title, switch):
     q = state.critic(s, grid.clamp(-1, 1)).amin(0).view(size, size)
     old, new = state.winner_before[i].item(), state.winner_after[i].item()
     axis.contourf(x, y, (cell == old).float(), levels=[0.5, 1.5], colors=["#DCEAF7"])
-    axis.contourf(x, y, (~inside).float(), levels=[0.5, 1.5], colors=["none"], hatches=["////"])
+    with plt.rc_context({"hatch.color": "#BBBBBB"}):
+        axis.contourf(x, y, (~inside).float(), levels=[0.5, 1.5], colors=["none"], hatches=["////"])
     for k in cell.unique().tolist():
         axis.contour(x, y, (cell == k).float(), levels=[0.5], colors="black", linewidths=0.6)
     contours = axis.contour(x, y, np.ma.masked_where(~inside.numpy(), q.numpy()), levels=7, cmap="viridis",
@@ -430,8 +443,10 @@ def draw_cells(axis, state, i, title, switch):
         axis.plot(*points[new], "s", markersize=11, markerfacecolor="none", markeredgecolor="#CC79A7",
                   markeredgewidth=2, label="winner after")
     move = moved[old] - points[old]
-    scale = 10 ** max(math.floor(math.log10(0.4 * reach / max(np.linalg.norm(move), 1e-9))), 0)
-    axis.annotate("", points[old] + scale * move, points[old],
+    room = max(0.4 * reach / max(np.linalg.norm(move), 1e-9), 1)
+    power = 10 ** math.floor(math.log10(room))
+    scale = max(step * power for step in (1, 2, 5) if step * power <= room)
+    axis.annotate("", points[old] + scale * move, points[old], zorder=6,
                   arrowprops={"arrowstyle": "-|>", "color": "#0072B2", "linewidth": 1.8})
     axis.plot([], [], color="#0072B2", marker=">", label="its move in the update, enlarged")
     axis.set(xlim=(x0 - reach, x0 + reach), ylim=(y0 - reach, y0 + reach), aspect="equal")
@@ -466,9 +481,10 @@ def voronoi(run, out, data_dir):
     switched = next(((state, index) for state, index in switched if len(index)), None)
     if switched:
         state, index = switched
-        widest = index[spread(state)[index].argmax()].item()
+        ends = [state.before[index, winner[index]] for winner in (state.winner_before, state.winner_after)]
+        farthest = index[(ends[0] - ends[1]).norm(dim=-1).argmax()].item()  # so that the two are seen apart
         share = f"{len(index)} of {len(state.before)} states"
-        chosen.append((f"the winner changes (reassignment; {share})", state, widest, True))
+        chosen.append((f"the winner changes (reassignment; {share})", state, farthest, True))
     kept = (last.winner_before == last.winner_after).float()
     if kept.any():
         chosen.append((f"the winner stays (stable; {int(kept.sum())} of {len(kept)} states)", last,
