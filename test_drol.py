@@ -1817,13 +1817,13 @@ def png_size(path):
     return tuple(int.from_bytes(path.read_bytes()[i : i + 4], "big") for i in (16, 20))
 
 
-def made_up_run(folder, env_id, k, seed, scores, task=None, source="not marked as collected", **flags):
+def made_up_run(folder, env_id, k, seed, scores, task=None, source="not marked as collected", fingerprint="abcdef", **flags):
     """A run folder with given scores at 100, 200, ... updates, and candidates that lie K / 10 apart in the last tenth."""
     args, env, origin = drol.resolve(drol.Args(env_id=env_id, task=task, k=k, seed=seed, steps=100 * len(scores), **flags))
     run = folder / env.name / f"drol-k{k}-{len(list(folder.glob('*/*')))}" / f"seed{seed}"
     run.mkdir(parents=True)
     config = {"algorithm": "drol", "env": dict(zip(env._fields[:4], env, strict=False)), "origin": origin,
-              "settings": vars(args), "data": {"source": source, "fingerprint": "abcdef", "simulator": "mujoco 3.4.0"}}
+              "settings": vars(args), "data": {"source": source, "fingerprint": fingerprint, "simulator": "mujoco 3.4.0"}}
     (run / "config.json").write_text(json.dumps(config, default=str))
     points = [f"{100 * (i + 1)},{score}" for i, score in enumerate(scores)]
     (run / "eval.csv").write_text("\n".join(["step,score", *points]))
@@ -1845,7 +1845,9 @@ def test_figures_statistics_by_hand(tmp_path, capsys):
     again.write_text(again.read_text().replace('"steps": 600', '"steps": 200'))  # called again with fewer updates
     made_up_run(runs, "cube-double-noisy", 16, 0, [7, 7, 7], task=1)
     made_up_run(runs, "cube-double", 16, 0, [70, 70, 70], task=1, eval_episodes=5)
-    made_up_run(runs, "cube-double", 16, 0, [71, 71, 71], task=1, source="collected locally: 3 episodes")
+    for task in (1, 2):  # a fingerprint includes the relabelling for the task; the two are of one family all the same
+        made_up_run(runs, "cube-double", 16, 0, [70 + task] * 3, task=task, fingerprint=f"{task}bcdef",
+                    source="collected locally: 3 episodes, seed 4, ogbench 1.2.2, mujoco 3.4.0")
     made_up_run(runs, "antmaze-umaze-v2", 16, 0, [10, 20, 60])
     made_up_run(runs, "pen-human-v1", 16, 0, [10, 20, 30])
     (made_up_run(runs, "pen-human-v1", 16, 1, [10]) / "config.json").write_text("{}")
@@ -1874,7 +1876,8 @@ def test_figures_statistics_by_hand(tmp_path, capsys):
     assert float(star["mean"]) == pytest.approx(32) and float(star["iqm"]) == pytest.approx((24 + 31) / 2)
     assert cell("cube-double", "FQL", "not run")["mean"] == "not run"
     assert cell("cube-double", "DROL(16)", "300 updates, eval_episodes 5")["mean"] == "70.0"
-    assert cell("cube-double", "DROL(16)", "300 updates, local data (3 episodes)")["mean"] == "71.0"
+    local = cell("cube-double", "DROL(16)", "300 updates, local data (3 episodes, seed 4)")
+    assert (local["mean"], local["tasks"], local["which"]) == ("71.5", "2", "1, 2")
     assert cell("cube-double-noisy", "DROL(16)", "300 updates")["published"] == "not published"
     assert cell("scene", "DROL(16)", "600 updates")["mean"] == "5.0"  # what it was trained for, not what it was asked last
     assert cell("d4rl-antmaze", "DROL(16)", "300 updates")["mean"] == "60.0"  # D4RL's score is the last evaluation's
