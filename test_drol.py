@@ -1915,6 +1915,19 @@ def test_figures_hold_long_settings_and_order_k(tmp_path):
     assert names == ["DROL K = 1", "DROL K = 4", "DROL K = 16"]
 
 
+def test_figures_of_seeds_without_a_common_evaluation(tmp_path):
+    """One seed has been cut off after an evaluation that the other does not have: there is no mean to draw yet."""
+    runs = tmp_path / "runs"
+    made_up_run(runs, "scene", 1, 0, [1, 2], task=1)
+    (made_up_run(runs, "scene", 1, 1, [1, 2], task=1) / "eval.csv").write_text("step,score\n50,5\n")
+    made_up_run(runs, "cube-single", 1, 0, [3, 4], task=1)
+    with pytest.raises(SystemExit) as exit:
+        figures.main(["--run-dir", str(runs), "--out", str(tmp_path), "--only", "learning_curves"])
+    assert exit.value.code is None
+    assert [(row["task"], row["mean"]) for row in read(tmp_path / "learning_curves.csv")] == \
+        [("cube-single-play-task1", "3.0"), ("cube-single-play-task1", "4.0")]
+
+
 @pytest.mark.parametrize("args, word", [(["--run-dir", "none"], "there is no none"), (["--bench", "none.csv"], "none.csv"),
                                         (["--voronoi", "none"], "none")])
 def test_figures_refuse(tmp_path, args, word):

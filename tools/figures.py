@@ -250,7 +250,7 @@ def line(axis, x, values, index, name, bars=False):
     if bars:
         for point, seeds in zip(x, values, strict=True):
             axis.plot([point] * len(seeds), seeds, ".", color=style["color"], markersize=3)
-    elif min(map(len, values)) > 2:
+    elif min(map(len, values), default=0) > 2:
         axis.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
     else:
         axis.plot(x, values, color=style["color"], linewidth=0.5, alpha=0.5)
