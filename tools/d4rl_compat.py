@@ -198,6 +198,11 @@ with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(), \
                           "pip install --no-deps -r requirements-d4rl.txt") from error
 
 
+def source_of_dataset(path):
+    """Where a D4RL file says that it came from: tools/collect.py marks its own. Raises OSError."""
+    with h5py.File(path) as file:
+        return str(file.attrs.get("source", "official or unknown"))
+
 
 # ----------------------------------------------------------------------------------------- the gymnasium face
 
@@ -257,6 +262,8 @@ class D4RLEnv(gymnasium.Env):
             raise OSError(f"the server's answer was cut off: {error!r}") from error
         finally:
             partial.unlink(missing_ok=True)
+
+    source_of_dataset = staticmethod(source_of_dataset)
 
     def load_dataset(self, path):
         """The steps that d4rl.qlearning_dataset makes of a file, as float32, with OGBench's masks and terminals.
