@@ -34,7 +34,6 @@ from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn; else glfw asks for a display
 warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32.*")
-warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # a pickle's tensors
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where tools is
 
 import gymnasium  # noqa: E402
@@ -230,7 +229,9 @@ def read_storage(content):
 def read_tensor(storage, offset, size, stride, *_):
     import torch
 
-    numbers = torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has other storages by now
+        numbers = torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
     return torch.as_strided(numbers, size, stride, offset)  # refuses what lies outside the storage
 
 
@@ -302,11 +303,13 @@ def read_pickle(path):
 def read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in WEIGHTS}
-    except KeyError as error:
-        raise UserError(f"it has no array {error.args[0]!r}") from error
+            arrays = {name: file[name] for name in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"it cannot be read: {error}") from error
+    missing = sorted(set(WEIGHTS) - set(arrays))
+    if missing:
+        raise UserError(f"it has no array {' and no '.join(missing)}")
+    return arrays
 
 
 def load_policy(path, env):

@@ -1,0 +1,338 @@
+"""Tests of tools/collect.py on D4RL's expert datasets: what it reads, and what it writes."""
+
+import io
+import os
+import pickle
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where tools is
+
+import drol
+from tools import collect
+
+h5py = pytest.importorskip("h5py")
+d4rl_compat = pytest.importorskip("tools.d4rl_compat")
+
+OBSERVATIONS, ACTIONS, HIDDEN = 39, 28, 8  # of door
+DOOR = ["--env-id", "door-expert-v1", "--jobs", "1"]
+
+
+# ------------------------------------------------------------------------------- policies to read
+
+
+@pytest.fixture(scope="module")
+def mjrl():
+    """Empty classes under the names that a DAPG policy's pickle uses, as a user's mjrl has them."""
+    names = ["mjrl", "mjrl.policies", "mjrl.policies.gaussian_mlp", "mjrl.utils",
+             "mjrl.utils.fc_network"]  # fmt: skip
+    modules = {name: ModuleType(name) for name in names}
+    for name, module in (("MLP", names[2]), ("FCNetwork", names[4])):
+        made = type(name, (), {"__module__": module})
+        setattr(modules[module], name, made)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in modules.items():
+            patch.setitem(sys.modules, name, module)
+        yield modules
+
+
+@pytest.fixture(scope="module")
+def make_policy(mjrl):
+    """A function that makes a policy as mjrl does, of random weights, for door unless told."""
+
+    def make(inputs=OBSERVATIONS, outputs=ACTIONS, nonlinearity=torch.tanh):
+        torch.manual_seed(0)
+        network = mjrl["mjrl.utils.fc_network"].FCNetwork()
+        layers = [
+            torch.nn.Linear(inputs, HIDDEN),
+            torch.nn.Linear(HIDDEN, HIDDEN),
+            torch.nn.Linear(HIDDEN, outputs),
+        ]
+        network._modules = OrderedDict(fc_layers=torch.nn.ModuleList(layers))
+        network.in_shift, network.in_scale = torch.randn(inputs), torch.rand(inputs) + 0.5
+        network.out_shift, network.out_scale = torch.randn(outputs) / 9, torch.rand(outputs)
+        network.transformations = {"in_shift": network.in_shift.numpy().astype(np.float64)}
+        network.nonlinearity = nonlinearity
+        policy = mjrl["mjrl.policies.gaussian_mlp"].MLP()
+        policy.model = network
+        policy.log_std = torch.full((outputs,), -2.0, requires_grad=True)
+        policy.log_std_val = np.float64(policy.log_std.detach().numpy())
+        policy.d = np.int64(3)
+        policy.trainable_params = [*network._modules["fc_layers"].parameters(), policy.log_std]
+        return policy
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def policy_file(make_policy, tmp_path_factory):
+    path = tmp_path_factory.mktemp("policy") / "door-v0.pickle"
+    path.write_bytes(pickle.dumps(make_policy(), protocol=3))  # DAPG's files are of protocol 3
+    return path
+
+
+@pytest.fixture(scope="module")
+def door():
+    return collect.make_d4rl_env("door-expert-v1")
+
+
+def arrays_of(policy):
+    network = policy.model
+    parameters = [p.detach().numpy() for p in network._modules["fc_layers"].parameters()]
+    scales = [network.in_shift, network.in_scale, network.out_shift, network.out_scale]
+    arrays = [*parameters, *[scale.numpy() for scale in scales], policy.log_std.detach().numpy()]
+    return dict(zip(collect.WEIGHTS, arrays, strict=True))
+
+
+def refusal(*flags):
+    """What the program says when it refuses."""
+    with pytest.raises(SystemExit) as exit:
+        collect.main([*map(str, flags)])
+    message = str(exit.value)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_a_pickle_gives_the_policys_weights(make_policy, door, tmp_path, protocol):
+    policy, path = make_policy(), tmp_path / "policy.pickle"
+    path.write_bytes(pickle.dumps(policy, protocol))
+    weights = collect.load_policy(path, door)
+    for name, array in arrays_of(policy).items():
+        np.testing.assert_array_equal(weights[name], array)
+
+
+def test_an_npz_gives_the_same_weights(make_policy, policy_file, door, tmp_path):
+    path = tmp_path / "door.npz"
+    np.savez(path, **arrays_of(make_policy()))
+    read, expected = collect.load_policy(path, door), collect.load_policy(policy_file, door)
+    assert all(np.array_equal(read[name], expected[name]) for name in collect.WEIGHTS)
+
+
+def test_the_mean_action_is_the_networks(make_policy, policy_file, door):
+    policy = make_policy()
+    network, layers = policy.model, policy.model._modules["fc_layers"]
+    observation = np.random.default_rng(0).normal(size=OBSERVATIONS)
+    with torch.no_grad():
+        x = torch.as_tensor(observation, dtype=torch.float32)
+        x = (x - network.in_shift) / (network.in_scale + 1e-8)
+        x = layers[2](torch.tanh(layers[1](torch.tanh(layers[0](x)))))
+        expected = x * network.out_scale + network.out_shift
+    weights = collect.load_policy(policy_file, door)
+    action = collect.mean_action(weights, observation)
+    np.testing.assert_allclose(action, expected, rtol=0, atol=1e-5)
+
+
+class Call:
+    """Pickles as a call of a function. Callable, so that the function can be such a call too."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __call__(self):
+        raise AssertionError("only pickled")
+
+    def __reduce__(self):
+        return self.call
+
+
+def malicious(path):
+    """Pickles that would write a file at path if what they name were run."""
+    command = f"touch {path}"
+    inner = io.BytesIO()
+    torch.save(Call(os.system, command), inner, _use_new_zipfile_serialization=False)
+    return {
+        "system": Call(os.system, command),
+        "eval": Call(eval, f"open({str(path)!r}, 'w')"),
+        "in a storage": Call(torch.storage._load_from_bytes, inner.getvalue()),
+        "imported": Call(Call(getattr, Call(__import__, "os"), "system"), command),
+        "in an attribute": [1, {"a": Call(os.system, command)}],
+        "torch.load": Call(torch.load, io.BytesIO(inner.getvalue())),
+    }
+
+
+@pytest.mark.parametrize("kind", malicious(Path("ran")))
+def test_no_code_of_a_pickle_runs(make_policy, tmp_path, kind):
+    ran, path = tmp_path / "ran", tmp_path / "policy.pickle"
+    policy = make_policy()
+    policy.model.nonlinearity = malicious(ran)[kind]
+    path.write_bytes(pickle.dumps(policy))
+    message = refusal(*DOOR, "--policy", path, "--data-dir", tmp_path / "data")
+    assert str(path) in message and not ran.exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_malicious_pickles_would_run(tmp_path):
+    """Else the test above would show nothing."""
+    for kind, value in malicious(tmp_path / "ran").items():
+        if kind not in ("in a storage", "torch.load"):
+            pickle.loads(pickle.dumps(value))
+            assert (tmp_path / "ran").exists(), kind
+            (tmp_path / "ran").unlink()
+
+
+def test_files_that_are_no_policy_are_refused(make_policy, policy_file, tmp_path):
+    whole, path = policy_file.read_bytes(), tmp_path / "file"
+    arrays = arrays_of(make_policy())
+    npz = io.BytesIO()
+    np.savez(npz, **arrays)
+
+    def savez(**changed):
+        with open(path, "wb") as file:
+            np.savez(file, **(arrays | changed))
+
+    def says(words):
+        message = refusal(*DOOR, "--policy", path, "--data-dir", tmp_path / "data")
+        assert str(path) in message and words in message, message
+
+    says("No such file")
+    for content, words in (
+        (b"", "cannot be read"),
+        (b"not a pickle", "cannot be read"),
+        (whole[: len(whole) // 2], "cannot be read"),
+        (whole[:-1], "cannot be read"),
+        (npz.getvalue()[:-500], "cannot be read"),
+        (pickle.dumps({"a": 1}), "something else"),
+        (pickle.dumps([{"observations": np.zeros(3)}]), "something else"),
+        (pickle.dumps(Path("a")), "Path"),
+        (pickle.dumps(make_policy(45, 24)), "45 observations into 24 actions"),
+        (pickle.dumps(make_policy(nonlinearity=torch.relu)), "tanh"),
+    ):
+        path.write_bytes(content)
+        says(words)
+    path.unlink()
+    path.mkdir()
+    says("directory")
+    path.rmdir()
+    savez(w1=np.zeros((HIDDEN, HIDDEN + 1), np.float32))
+    says("shapes")
+    savez(log_std=np.float32(0))
+    says("shapes")
+    savez(b1=np.full(HIDDEN, np.nan, np.float32))
+    says("NaN")
+    savez(b1=np.array([None] * HIDDEN))
+    says("cannot be read")
+    with open(path, "wb") as file:
+        np.savez(file, w0=arrays["w0"])
+    says("no array b0")
+
+
+def test_flags_that_do_not_fit_are_refused(policy_file, tmp_path):
+    assert "door-v0.pickle" in refusal(*DOOR, "--data-dir", tmp_path)
+    cube = ["--env-id", "cube-single", "--data-dir", tmp_path]
+    assert "--policy" in refusal(*cube, "--policy", policy_file)
+    assert "--report" in refusal(*cube, "--report")
+    door = [*DOOR, "--policy", policy_file]
+    assert "cache of official data" in refusal(*door, "--data-dir", collect.D4RL_CACHE)
+    assert "--episodes" in refusal(*door, "--data-dir", tmp_path, "--episodes", 0)
+    assert "door-expert-v1" in refusal("--env-id", "door-human-v1", "--policy", policy_file)
+
+
+# --------------------------------------------------------------------------------- what is written
+
+
+@pytest.fixture(scope="module")
+def collected(policy_file, tmp_path_factory):
+    """Two episodes of door, made with one process."""
+    folder = tmp_path_factory.mktemp("collected")
+    flags = [*DOOR, "--policy", policy_file, "--episodes", 2, "--data-dir", folder]
+    collect.main([*map(str, flags)])
+    return folder, [*map(str, flags)]
+
+
+def test_the_file_is_d4rls_and_says_what_it_is(collected, door):
+    path = collected[0] / "door-expert-v1.hdf5"
+    with h5py.File(path) as file:
+        assert set(file) == {"observations", "actions", "rewards", "terminals", "timeouts"}
+        assert all(file[key].compression == "gzip" for key in file)
+        content = {key: file[key][:] for key in file}
+    assert content["observations"].shape == (400, OBSERVATIONS)
+    assert content["actions"].shape == (400, ACTIONS)
+    for key in ("observations", "actions", "rewards"):
+        assert content[key].dtype == np.float32
+    assert np.abs(content["actions"]).max() <= 1
+    assert np.flatnonzero(content["timeouts"]).tolist() == [199, 399]
+    assert not content["terminals"].any()
+    source = door.source_of_dataset(path)
+    assert source.startswith("collected locally: 2 episodes (D4RL's file has 5000), seed 0")
+    assert len(door.load_dataset(path)["rewards"]) == 398  # a step at a time limit has no next one
+
+
+def test_actions_are_samples_of_the_policy(collected, policy_file, door):
+    weights = collect.load_policy(policy_file, door)
+    with h5py.File(collected[0] / "door-expert-v1.hdf5") as file:
+        observations, actions = file["observations"][:], file["actions"][:]
+    means = np.array([collect.mean_action(weights, observation) for observation in observations])
+    noise = actions - means
+    inside = (np.abs(actions) < 1).all(1)
+    assert inside.sum() > 100
+    # log_std is -2; the standard error over 100 x 28 samples is about 0.002
+    assert noise[inside].std() == pytest.approx(np.exp(-2), rel=0.1)
+    assert abs(noise[inside].mean()) < 0.01
+
+
+def test_rewards_follow_from_the_actions(collected, door):
+    with h5py.File(collected[0] / "door-expert-v1.hdf5") as file:
+        content = {key: file[key][200:] for key in file}  # the second episode
+    seed = int(np.random.SeedSequence([0, 1]).generate_state(1)[0])
+    observation, _ = door.reset(seed=seed)
+    for i in range(20):
+        np.testing.assert_allclose(observation, content["observations"][i], rtol=0, atol=1e-4)
+        observation, reward, *_ = door.step(content["actions"][i])
+        assert reward == pytest.approx(content["rewards"][i], abs=1e-3)
+
+
+def test_a_dropped_pen_is_terminal(make_policy, tmp_path):
+    path = tmp_path / "pen.pickle"
+    path.write_bytes(pickle.dumps(make_policy(45, 24)))
+    flags = ["--env-id", "pen-expert-v1", "--policy", path, "--episodes", 4, "--jobs", 1]
+    collect.main([*map(str, flags), "--data-dir", str(tmp_path)])
+    with h5py.File(tmp_path / "pen-expert-v1.hdf5") as file:
+        terminals, timeouts = file["terminals"][:], file["timeouts"][:]
+    assert terminals.any() and not (terminals & timeouts).any()
+    ends = np.flatnonzero(terminals | timeouts)
+    assert len(ends) == 4 and ends[-1] == len(terminals) - 1
+    lengths = np.diff([-1, *ends])
+    assert (lengths[timeouts[ends]] == 100).all() and (lengths[terminals[ends]] <= 100).all()
+
+
+def test_jobs_change_nothing_and_a_second_call_keeps_the_file(collected, tmp_path, capsys):
+    folder, flags = collected
+    path = folder / "door-expert-v1.hdf5"
+    before = path.stat().st_mtime_ns
+    collect.main(flags)
+    assert path.stat().st_mtime_ns == before and "already there" in capsys.readouterr().out
+    assert "other data" in refusal(*flags, "--seed", 1)
+    collect.main([*flags, "--jobs", "2", "--data-dir", str(tmp_path)])
+    with h5py.File(path) as one, h5py.File(tmp_path / "door-expert-v1.hdf5") as other:
+        assert all(np.array_equal(one[key][:], other[key][:]) for key in one)
+    official = tmp_path / "official"
+    official.mkdir()
+    with h5py.File(official / "door-expert-v1.hdf5", "w") as file:
+        file["observations"] = np.zeros((3, OBSERVATIONS))
+    assert "official or unknown" in refusal(*flags, "--data-dir", official)
+    (official / "door-expert-v1.hdf5").write_bytes(b"damaged")
+    assert "damaged" in refusal(*flags, "--data-dir", official)
+
+
+def test_the_report_prints_returns_and_writes_nothing(policy_file, tmp_path, capsys):
+    flags = [*DOOR, "--policy", policy_file, "--report", "--episodes", 2, "--data-dir", tmp_path]
+    collect.main([*map(str, flags)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "door-expert-v1, mean actions, 2 episodes",
+        "door-expert-v1, sampled actions, 2 episodes",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_drol_trains_on_it(collected, tmp_path):
+    flags = ["--env-id", "door-expert-v1", "--data-dir", collected[0], "--run-dir", tmp_path]
+    flags += ["--steps", 2, "--hidden-dims", 8, "--batch-size", 8, "--eval-episodes", 1]
+    assert drol.main([*map(str, flags), "--device", "cpu"]) == 0
