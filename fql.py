@@ -1,42 +1,42 @@
-"""FQL, flow Q-learning (arXiv 2502.02538), in one file: the baseline of drol.py and otherwise the same file.
+"""FQL, flow Q-learning (arXiv 2502.02538), in one file. It is the baseline of drol.py.
 
     $ python fql.py --env-id humanoidmaze-medium --alpha 30
 
-A behaviour flow v(s, x, t) is trained to carry noise to the actions of the dataset. A one-step actor f(s, z)
-turns a state s and a latent z into an action: it is distilled from the flow's endpoint for the same z and
-guided by the critic. Acting takes one latent and one pass of the actor; the flow plays no part in it.
+A behaviour flow v(s, x, t) learns to carry noise to the actions of the dataset. A one-step actor
+f(s, z) is distilled from the flow's endpoint for the same latent z and guided by the critic.
+Acting takes one latent and one pass of the actor; the flow plays no part in it.
 
-One update, from a batch (s, a, r, m, s') of the dataset, m = 0 where s' must not be bootstrapped from:
-
-  1. latents     z standard normal in R^A, A action dimensions                             sample_latents
-  2. critic      a' = clip(f(s', z')), one latent; y = r + discount * m * agg_i Qbar_i(s', a')
-                 L_critic = mean_{i, batch} (Q_i(s, a) - y)^2; agg: mean or min (q_agg)       critic_loss
-  3. flow        x_t = (1 - t) x_0 + t a, x_0 normal, t uniform in [0, 1]
-                 L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2                          flow_loss
-  4. endpoint    x <- x + v(s, x, i/N) / N from x = z, i = 0..N-1; clip; held constant         flow_action
-  5. actor       L_actor = alpha * mean_{batch, A} (f(s, z) - endpoint)^2 - mean_batch(q),     actor_loss
-                 q = mean_i Q_i(s, clip(f(s, z))), the critics held constant
-  6. step        one Adam step on L_critic + L_flow + L_actor, all at the same parameters;         update
-                 Qbar <- Qbar + tau * (Q - Qbar), Q from before that step
+One update, from a batch (s, a, r, m, s'), where m = 0 means: do not bootstrap from s':
+  1. sample_latents: z standard normal in R^A, A action dimensions
+  2. critic_loss: a' = clip(f(s', z')), y = r + discount * m * agg_i Qbar_i(s', a'),
+     L_critic = mean_{i, batch} (Q_i(s, a) - y)^2, agg = mean or min (q_agg)
+  3. flow_loss: x_t = (1 - t) x_0 + t a, x_0 normal, t uniform in [0, 1],
+     L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2
+  4. flow_action: from x = z, x <- x + v(s, x, i/N) / N for i = 0..N-1; clip; held constant
+  5. actor_loss: L_actor = alpha * mean_{batch, A} (f(s, z) - flow_action)^2 - mean(q),
+     q = mean_i Q_i(s, clip(f(s, z))); the critics are held constant
+  6. update: one Adam step on L_critic + L_flow + L_actor, all at the same parameters;
+     Qbar <- Qbar + tau * (Q - Qbar), with Q from before that step
 """
 
 import copy
 import csv
 import difflib
 import hashlib
-import importlib.metadata
-import importlib.util
+import importlib
 import json
-import multiprocessing.resource_tracker
 import os
-import re
+import pickle
 import shutil
 import signal
 import sys
 import time
 import warnings
+import zipfile
+import zlib
 from collections import namedtuple
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -46,232 +46,65 @@ import numpy as np
 import ogbench
 import torch
 import tyro
-from ogbench.relabel_utils import relabel_dataset
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# ------------------------------------------------------------------------------------------------ settings
+# ---------------------------------------- settings
 
 @dataclass
 class Args:
-    env_id: str  # OGBench family (cube-double) or name (cube-double-play-singletask-task2-v0), or D4RL task
-    task: int | None = None  # task of OGBench's family, 1 to 5; unset: its default task
-    seed: int = 0  # seed of initialisation, batches, noise and evaluation
-    alpha: float | None = None  # weight of distillation against the Q term; unset: the family's published one
+    env_id: str  # family (cube-double), full OGBench name or D4RL task
+    task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the family's default
+    seed: int = 0  # of initialisation, batches, noise and evaluation
+    alpha: float | None = None  # weight of distillation against Q; unset: as published
     flow_steps: int = 10  # Euler steps from a latent to the flow's endpoint
-    discount: float | None = None  # discount factor; unset: the family's published value
-    q_agg: Literal["mean", "min"] | None = None  # joins the target critics; unset: the published way
-    actor_q_agg: Literal["mean", "min"] = "mean"  # joins the critics in the actor loss
-    normalize_q: bool = False  # divide the Q term by the batch mean of |q|: alpha is free of Q's scale
-    steps: int | None = None  # gradient steps; unset: 1M, D4RL 500,000; a finished run given more goes on
-    batch_size: int = 256  # transitions an update
+    discount: float | None = None  # discount factor; unset: as published
+    q_agg: Literal["mean", "min"] | None = None  # of the target critics; unset: as published
+    actor_q_agg: Literal["mean", "min"] = "mean"  # of the critics in the actor loss
+    normalize_q: bool = False  # divide the Q term by the batch mean of |q|
+    steps: int | None = None  # updates in all; unset: 1M, D4RL 500,000
+    batch_size: int = 256  # transitions per update
     lr: float = 3e-4  # Adam's learning rate
-    tau: float = 0.005  # the target critic's update rate
+    tau: float = 0.005  # update rate of the target critic
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden widths of every network
-    eval_interval: int = 100_000  # updates between evaluations, which change no weight; the end is one too
-    eval_episodes: int = 50  # episodes an evaluation
-    eval_envs: int = 10  # environments, a process each, that share the episodes; part of their seeds
+    eval_interval: int = 100_000  # updates between evaluations; the end has one too
+    eval_episodes: int = 50  # episodes per evaluation
+    eval_envs: int = 10  # environments, a process each, that share the episodes
     log_interval: int = 5_000  # updates between rows of train.csv
-    checkpoint_interval: int = 10_000  # updates between checkpoints; Ctrl-C and SIGTERM save one as well
-    snapshot_interval: int = 0  # updates between checkpoints that are kept, for figures; 0: none
-    data_dir: Path | None = None  # datasets; a missing one is downloaded; unset: ogbench's or d4rl's folder
+    checkpoint_interval: int = 10_000  # updates between checkpoints; Ctrl-C saves one too
+    snapshot_interval: int = 0  # updates between checkpoints that are kept; 0: none
+    data_dir: Path | None = None  # datasets; unset: the folder of ogbench or d4rl
     run_dir: Path = Path("runs")  # folder of the runs
-    device: str = "auto"  # auto (the GPU if it works), cpu, cuda or cuda:N
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on the CPU from 20,000 steps on
-    overwrite: bool = False  # delete what the run's folder holds and start anew
-    track: bool = False  # log to Weights & Biases as well (pip install wandb)
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on the CPU
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # delete the run and start anew
+    track: tyro.conf.FlagCreatePairsOff[bool] = False  # log to Weights & Biases too
+    wandb_project_name: str = "drol"  # project of --track
+    wandb_entity: str | None = None  # team of --track
 
 
-# Published settings, a row a family: dataset, discount, q_agg, alpha.
-PRESETS = {
-    "antmaze-large": ("navigate", 0.99, "min", 10.0), "antmaze-giant": ("navigate", 0.995, "min", 10.0),
-    "humanoidmaze-medium": ("navigate", 0.995, "mean", 30.0),
-    "humanoidmaze-large": ("navigate", 0.995, "mean", 30.0),
-    "antsoccer-arena": ("navigate", 0.995, "mean", 10.0), "scene": ("play", 0.99, "mean", 300.0),
-    "cube-single": ("play", 0.99, "mean", 300.0), "cube-double": ("play", 0.99, "mean", 300.0),
-    "puzzle-3x3": ("play", 0.99, "mean", 1000.0), "puzzle-4x4": ("play", 0.99, "mean", 1000.0),
-    "pointmaze": ("navigate", 0.995, "mean", 10.0),  # ours, for all of pointmaze
-}
-# D4RL, discount 0.99, q_agg mean in antmaze and min in Adroit: alpha.
-D4RL_PRESETS = {
-    "antmaze-umaze-v2": 10.0, "antmaze-medium-play-v2": 10.0, "antmaze-large-play-v2": 3.0,
-    "antmaze-umaze-diverse-v2": 10.0, "antmaze-medium-diverse-v2": 10.0, "antmaze-large-diverse-v2": 3.0,
-    "pen-human-v1": 10000.0, "pen-cloned-v1": 10000.0, "pen-expert-v1": 3000.0,
-    "door-human-v1": 30000.0, "door-cloned-v1": 30000.0, "door-expert-v1": 30000.0,
-    "hammer-human-v1": 30000.0, "hammer-cloned-v1": 10000.0, "hammer-expert-v1": 30000.0,
-    "relocate-human-v1": 10000.0, "relocate-cloned-v1": 30000.0, "relocate-expert-v1": 30000.0,
-}
-SIGNALS, PRESET_FLAGS = (signal.SIGINT, signal.SIGTERM), ("discount", "q_agg", "alpha")
-ALGORITHM, RUN_NAME = "fql", "fql-{hash}"
-RANGES = {"lr": (0, 1), "tau": (0, 1), "discount": (0, 1), "seed": (0, 1e9), "task": (1, 5),
-          "snapshot_interval": (0, 1e9), "alpha": (0, 1e9)}  # of the others: 1 to 1e9
-NOT_HASHED = {"env_id", "task", "seed", "steps", "log_interval", "checkpoint_interval", "snapshot_interval",
-              "data_dir", "run_dir", "device", "compile", "overwrite", "track"}  # change rounding at most
-Env = namedtuple("Env", "name dataset task preset steps data_dir metric evaluations note")
-OGBENCH = (1_000_000, ogbench.utils.DEFAULT_DATASET_DIR, "success rate in %", 3,
-           "task {} of 5; a published score is the mean over all 5 tasks of a family")
-D4RL = (500_000, os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets"), "normalised return x 100", 1,
-        "one task; a published average is over all 6 tasks of antmaze or all 12 of Adroit")
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend; the message says how, and the command line prints only that."""
-
-
-def find_env(env_id, task=None):
-    """The Env that an id and a task name. Raises UserError where there is none."""
-    if env_id in D4RL_PRESETS and task is None:
-        return Env(env_id, env_id, None, env_id, *D4RL)
-    pattern = r"(.*?)(?:-(navigate|stitch|explore|play|noisy))?(?:-singletask(?:-task([1-5]))?-v0)?"
-    family, kind, named_task = re.fullmatch(pattern, env_id, re.S).groups()
-    if task and (env_id in D4RL_PRESETS or task != int(named_task or task)):
-        raise UserError(f"--task {task} contradicts --env-id {env_id}; leave one of them out")
-    known = re.findall("^(?!visual|humanoidmaze-t)(.*)-singletask-v0$", "\n".join(gymnasium.registry), re.M)
-    if family not in known or kind and (kind in ("play", "noisy")) == bool(re.search("maze|soccer", family)):
-        near = ", ".join(difflib.get_close_matches(env_id, [*known, *D4RL_PRESETS], n=3, cutoff=0))
-        raise UserError(f"--env-id {env_id}: unknown environment; the nearest known ones are {near}")
-    preset = family if family in PRESETS else [x for x in PRESETS if family.startswith(x.split("-")[0])][-1]
-    name = f"{family}-{kind or PRESETS[preset][0]}"
-    task = int(named_task or task or make_env(f"{name}-singletask-v0").unwrapped._reward_task_id)
-    return Env(f"{name}-singletask-task{task}-v0", f"{name}-v0", task, preset, *OGBENCH)
-
-
-def resolve(args):
-    """Checks args and fills in the preset. Returns a new Args, its Env, and where each setting came from."""
-    for flag, value in vars(args).items():
-        low, high = RANGES.get(flag, (1, 1e9))
-        if type(value) in (int, float, tuple) and not all(low <= x <= high for x in np.atleast_1d(value)):
-            raise UserError(f"--{flag.replace('_', '-')} {value}: give {low} to {high:g}")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        raise UserError("--track needs wandb, which is not installed: pip install wandb")
-    env = find_env(args.env_id, args.task)
-    given = {field.name for field in fields(Args) if getattr(args, field.name) != field.default}
-    origin = {flag: "command line" if flag in given else "default" for flag in vars(args)}
-    args = replace(args, task=env.task, steps=args.steps or env.steps, run_dir=args.run_dir.expanduser(),
-                   data_dir=Path(args.data_dir or env.data_dir).expanduser())
-    d4rl_row = ("", 0.99, "mean" if "antmaze" in env.name else "min", D4RL_PRESETS.get(env.preset))
-    kind, *preset = PRESETS.get(env.preset, d4rl_row)
-    published = env.dataset in (env.preset, f"{env.preset}-{kind}-v0")
-    for flag, value in zip(PRESET_FLAGS, preset, strict=True):
-        if getattr(args, flag) is None:
-            setattr(args, flag, value)
-            origin[flag] = f"{'published for' if published else 'not published; as for'} {env.preset}"
-    return args, env, origin
-
-
-# ---------------------------------------------------------------------------------------------------- data
-
-class Episode(gymnasium.Wrapper):
-    """Makes an episode a function of its seed alone, sums it up in its last info, and then stands still."""
-
-    def reset(self, *, seed=None, options=None):
-        np.random.seed(seed)  # OGBench's mazes draw from NumPy's global generator and from the action space
-        self.env.unwrapped.action_space.seed(seed)
-        self.last, self.rewards = None, []
-        return self.env.reset(seed=seed)[0], {}
-
-    def step(self, action):
-        if not self.last:
-            *result, info = self.env.step(action)  # observation, reward, terminated, truncated
-            self.rewards.append(result[1])
-            if not (result[2] or result[3]):
-                return *result, {}
-            total = sum(self.rewards)
-            score = info["success"] if "success" in info else self.env.unwrapped.get_normalized_score(total)
-            self.last = *result, {"score": 100.0 * score, "return": total, "length": len(self.rewards)}
-        return self.last
-
-
-def make_env(name):
-    """The environment of a full name. OGBench 1.2 takes reward and success from s, not s'."""
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
-    warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
-    if "-singletask" in name:
-        return Episode(ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True))
-    from tools.d4rl_compat import D4RLEnv  # an ImportError says what to install
-    return Episode(D4RLEnv(name))
-
-
-def read_split(path, env, sample_env):
-    """A file of a dataset as a dict of float32 arrays, with rewards and masks of env's task."""
-    try:
-        if env.task is None:  # the steps of d4rl.qlearning_dataset
-            data = sample_env.unwrapped.load_dataset(path)
-            data["rewards"] -= env.name.startswith("antmaze")  # -1 a step until the goal
-        else:
-            data = ogbench.load_dataset(path, add_info=True)
-            relabel_dataset(env.name, sample_env, data)
-        data = {key: value for key, value in data.items() if key not in ("qpos", "qvel", "button_states")}
-        dims = {"observations": sample_env.observation_space.shape, "actions": sample_env.action_space.shape}
-        for key, value in data.items():
-            if not np.isfinite(value).all():
-                raise ValueError(f"'{key}' holds NaN or infinity")
-            if not len(value) or value.shape[1:] != dims.get(key.removeprefix("next_"), ()):
-                raise ValueError(f"the shape {value.shape} of '{key}' does not fit {env.name}")
-    except Exception as error:  # whatever a broken file makes its readers raise
-        raise UserError(f"dataset {path} is not usable: {error}; delete it if it is damaged") from error
-    np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5, out=data["actions"])
-    return data
-
-
-def load_data(env, data_dir, device):
-    """The training and, of OGBench, the validation split as dicts of tensors on the device, and a report.
-    observations, next_observations (N, O); actions (N, A); rewards, masks (N,). Downloads what is missing."""
-    sample_env = make_env(env.name)
-    hub = sample_env.unwrapped if env.task is None else ogbench
-    names = [hub.dataset_file] if env.task is None else [f"{env.dataset}.npz", f"{env.dataset}-val.npz"]
-    path, files = data_dir / names[0], " and ".join(names)
-    try:
-        if not all((data_dir / name).exists() for name in names):
-            data_dir.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(data_dir / f"{env.dataset}.lock"):  # of several runs the first downloads
-                hub.download_datasets([env.dataset], data_dir)
-    except OSError as error:
-        found = re.match(r"(cube.*|scene|puzzle.*|pointmaze.*)-(play|navigate)-v0", env.dataset)
-        hint = f", or python tools/collect.py --env-id {found[1]}, then add --data-dir data" if found else ""
-        raise UserError(f"dataset {path} cannot be downloaded ({error}): put {files} there{hint}") from error
-    train, *_ = splits = [read_split(data_dir / name, env, sample_env) for name in names]
-    digest = hashlib.sha256()
-    for key in ("observations", "actions", "rewards", "masks"):
-        digest.update(np.ascontiguousarray(train[key]))
-    marked = np.load(path) if hub is ogbench else {}  # by tools/collect.py
-    report = {"path": str(path), "source": str(marked.get("source", "not marked as collected")),
-              "fingerprint": digest.hexdigest()[:16], "episodes": int(train["terminals"].sum()),
-              "transitions": len(train["rewards"]), "validation": sum(len(x["rewards"]) for x in splits[1:]),
-              "reward_min": float(train["rewards"].min()), "reward_max": float(train["rewards"].max()),
-              "terminal_share": round(float(np.mean(train["masks"] == 0)), 6),
-              "simulator": getattr(hub, "SIMULATOR", f"mujoco {importlib.metadata.version('mujoco')}")}
-    return [{key: torch.from_numpy(value).to(device) for key, value in split.items() if key != "terminals"}
-            for split in splits], report
-
-
-def sample_batch(data, batch_size, generator):
-    """A batch drawn uniformly: a dict like data, with B rows."""
-    index = torch.randint(len(data["rewards"]), (batch_size,), generator=generator, device=generator.device)
-    return {key: tensor[index] for key, tensor in data.items()}
-
-
-# ------------------------------------------------------------------------------------------------ networks
+# ---------------------------------------- networks
 
 class MLP(nn.Module):
-    """Joins its inputs (..., D_i). A hidden width: Linear, GELU in its tanh form and, if asked, LayerNorm."""
+    """Joins its inputs (..., D_i) to one vector and maps it to (..., out_dim)."""
 
     def __init__(self, in_dim, hidden_dims, out_dim, norm, generator):
         super().__init__()
-        self.linears = nn.ModuleList(map(nn.Linear, (in_dim, *hidden_dims), (*hidden_dims, out_dim)))
-        self.norms = nn.ModuleList(nn.LayerNorm(d, eps=1e-6) if norm else nn.Identity() for d in hidden_dims)
-        for linear in self.linears:
-            nn.init.xavier_uniform_(linear.weight, generator=generator)
-            nn.init.zeros_(linear.bias)
+        layers = []
+        for width in hidden_dims:
+            layers += [nn.Linear(in_dim, width), nn.GELU(approximate="tanh")]  # Flax's GELU
+            if norm:
+                layers.append(nn.LayerNorm(width, eps=1e-6))  # Flax's eps
+            in_dim = width
+        self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight, generator=generator)  # Flax's fan_avg uniform
+                nn.init.zeros_(layer.bias)
 
     def forward(self, *inputs):
-        x = torch.cat(inputs, -1)
-        for linear, norm in zip(self.linears, self.norms):
-            x = linear(x)
-            x = norm(x * torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))  # a GELU that fuses
-                     if torch.compiler.is_compiling() else nn.functional.gelu(x, approximate="tanh"))
-        return self.linears[-1](x)
+        return self.layers(torch.cat(inputs, -1))
 
 
 class Critic(nn.ModuleList):
@@ -281,20 +114,21 @@ class Critic(nn.ModuleList):
         super().__init__(MLP(in_dim, hidden_dims, 1, True, generator) for _ in range(2))
 
     def forward(self, s, a):
-        return torch.stack([q(s, a).squeeze(-1) for q in self])  # (2, B)
+        return torch.stack([q(s, a).squeeze(-1) for q in self])
 
 
 def make_networks(observation_dim, action_dim, hidden_dims, generator):
-    """Fresh networks by name. generator: on the CPU, so that a seed starts alike on every device."""
+    """Fresh networks by name. A generator on the CPU makes a seed start alike on every device."""
     in_dim = observation_dim + action_dim
-    networks = nn.ModuleDict({"actor": MLP(in_dim, hidden_dims, action_dim, False, generator)})  # f(s, z)
+    networks = nn.ModuleDict()
+    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, False, generator)  # f(s, z)
     networks["critic"] = Critic(in_dim, hidden_dims, generator)
     networks["flow"] = MLP(in_dim + 1, hidden_dims, action_dim, False, generator)  # v(s, x, t)
     networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
     return networks
 
 
-# ----------------------------------------------------------------------------------------------- algorithm
+# ---------------------------------------- algorithm
 # B batch, O observation and A action dimensions.
 
 def sample_latents(*shape, generator):
@@ -303,16 +137,17 @@ def sample_latents(*shape, generator):
 
 
 def sample_noise(batch_size, action_dim, args, generator):
-    """All that is random in one update."""
-    return {"next_noises": sample_latents(batch_size, action_dim, generator=generator),  # (B, A)
-            "x_0": sample_latents(batch_size, action_dim, generator=generator),  # (B, A)
-            "t": torch.rand(batch_size, 1, generator=generator, device=generator.device),
-            "noises": sample_latents(batch_size, action_dim, generator=generator)}  # (B, A)
+    """All that is random in one update: next_noises, x_0 and noises (B, A), and t (B, 1)."""
+    next_noises = sample_latents(batch_size, action_dim, generator=generator)
+    x_0 = sample_latents(batch_size, action_dim, generator=generator)
+    t = torch.rand(batch_size, 1, generator=generator, device=generator.device)
+    noises = sample_latents(batch_size, action_dim, generator=generator)
+    return {"next_noises": next_noises, "x_0": x_0, "t": t, "noises": noises}
 
 
 @torch.no_grad()
 def flow_action(flow, s, z, flow_steps):
-    """Endpoint (B, A) of the flow from z (B, A) at states (B, O), by Euler's method, without a graph."""
+    """The flow's endpoint (B, A) from z (B, A) at states (B, O), by Euler's method, no graph."""
     x = z
     for i in range(flow_steps):
         # x <- x + v(s, x, i/N) / N
@@ -335,7 +170,7 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
 
 
 def flow_loss(flow, batch, x_0, t):
-    """Flow-matching loss of the behaviour flow, and its metrics. x_0: (B, A) noise; t: (B, 1) in [0, 1]."""
+    """Flow-matching loss, and its metrics. x_0: (B, A) noise; t: (B, 1) in [0, 1]."""
     s, a = batch["observations"], batch["actions"]
     x_t = (1 - t) * x_0 + t * a
     # L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2
@@ -345,30 +180,34 @@ def flow_loss(flow, batch, x_0, t):
 
 def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, actor_q_agg, normalize_q):
     """Distillation of the flow plus the Q term, and its metrics. z: (B, A)."""
-    s, pi = batch["observations"], actor(batch["observations"], z)
-    # L_distill = mean_{batch, A} (f(s, z) - endpoint)^2
+    s = batch["observations"]
+    pi = actor(s, z)
+    # L_distill = mean_{batch, A} (f(s, z) - flow_action)^2
     distill_loss = (pi - flow_action(flow, s, z, flow_steps)).square().mean()
     # Q guides the actor and is not trained by it: its parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     q = torch.func.functional_call(critic, constants, (s, pi.clamp(-1, 1)))  # (2, B)
     q = q.amin(0) if actor_q_agg == "min" else q.mean(0)
-    # L_Q = -mean(q), with normalize_q / max(mean |q|, 1e-6), the divisor held constant
+    # L_Q = -mean(q), with normalize_q divided by max(mean |q|, 1e-6), held constant
     q_loss = -q.mean()
     if normalize_q:
         q_loss = q_loss / q.detach().abs().mean().clamp(min=1e-6)
     # L_actor = alpha * L_distill + L_Q
     loss = alpha * distill_loss + q_loss
-    return loss, {"actor_loss": loss, "distill_loss": distill_loss, "q_loss": q_loss, "q": q.mean()}
+    metrics = {"actor_loss": loss, "distill_loss": distill_loss, "q_loss": q_loss, "q": q.mean()}
+    return loss, metrics
 
 
 def losses(networks, batch, noise, args):
     """L_critic + L_flow + L_actor, all at the same parameters, and the metrics of all."""
-    actor, critic, target_critic = networks["actor"], networks["critic"], networks["target_critic"]
-    loss_c, metrics_c = critic_loss(actor, critic, target_critic, batch, noise["next_noises"],
-                                    args.discount, args.q_agg)
-    loss_f, metrics_f = flow_loss(networks["flow"], batch, noise["x_0"], noise["t"])
-    loss_a, metrics_a = actor_loss(actor, networks["flow"], critic, batch, noise["noises"],
-                                   args.flow_steps, args.alpha, args.actor_q_agg, args.normalize_q)
+    actor, critic, target_critic = (networks[x] for x in ("actor", "critic", "target_critic"))
+    flow = networks["flow"]
+    settings = args.flow_steps, args.alpha, args.actor_q_agg, args.normalize_q
+    loss_c, metrics_c = critic_loss(
+        actor, critic, target_critic, batch, noise["next_noises"], args.discount, args.q_agg
+    )
+    loss_f, metrics_f = flow_loss(flow, batch, noise["x_0"], noise["t"])
+    loss_a, metrics_a = actor_loss(actor, flow, critic, batch, noise["noises"], *settings)
     return loss_c + loss_f + loss_a, metrics_c | metrics_f | metrics_a
 
 
@@ -377,36 +216,189 @@ def update(networks, optimizer, batch, noise, args, losses=losses):
     loss, metrics = losses(networks, batch, noise, args)
     optimizer.zero_grad()
     loss.backward()
-    with torch.no_grad():  # the target follows the critic from before the step
-        for target, source in zip(networks["target_critic"].parameters(), networks["critic"].parameters()):
+    critic, target_critic = networks["critic"], networks["target_critic"]
+    with torch.no_grad():  # as in the released code, the target follows Q from before the step
+        for target, source in zip(target_critic.parameters(), critic.parameters(), strict=True):
             target.lerp_(source, args.tau)
     optimizer.step()
-    return {key: value.detach() for key, value in metrics.items()}
+    return {name: value.detach() for name, value in metrics.items()}
 
 
 @torch.no_grad()
 def diagnostics(actor, batch, noise):
-    """Squared distance of a fresh sample from the dataset action, per action dimension; only when logged."""
+    """Squared distance of a fresh sample from the dataset action, per action dimension."""
     fresh = actor(batch["observations"], noise["next_noises"]).clamp(-1, 1)
     return {"mse": (fresh - batch["actions"]).square().mean()}
 
 
 @torch.no_grad()
 def act(actor, observation, action_dim, generator):
-    """Actions (..., A) in [-1, 1] for observations (..., O), NumPy on both sides: one latent, one pass."""
+    """Actions (..., A) for observations (..., O), both NumPy: one latent, one pass, clipped."""
     s = torch.as_tensor(observation, dtype=torch.float32, device=generator.device)
-    return actor(s, sample_latents(*s.shape[:-1], action_dim, generator=generator)).clamp(-1, 1).cpu().numpy()
+    z = sample_latents(*s.shape[:-1], action_dim, generator=generator)
+    return actor(s, z).clamp(-1, 1).cpu().numpy()
 
 
-# ---------------------------------------------------------------------------------- evaluation and records
+# ---------------------------------------- data
+
+MIRROR = ", from huggingface.co/datasets/zhouzypaul/ogbench_datasets or tools/collect.py"
+BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, IndexError, RuntimeError,
+               zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
+
+
+class UserError(Exception):
+    """A mistake that the user can correct. The command line prints its message alone."""
+
+
+def benchmark_of(name):
+    """The module that makes an environment and its dataset."""
+    return ogbench if "-singletask" in name else importlib.import_module("tools.d4rl_compat")
+
+
+class Episode(gymnasium.Wrapper):
+    """Makes an episode depend on its seed alone, and sums it up in its last info."""
+
+    def reset(self, *, seed=None, options=None):
+        np.random.seed(seed)  # OGBench's mazes draw from here and from the action space
+        self.unwrapped.action_space.seed(seed)
+        return self.env.reset(seed=seed)[0], {}
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        summary = {}
+        if terminated or truncated:
+            total, length = info["episode"]["r"], info["episode"]["l"]
+            if "success" in info:
+                score = info["success"]
+            else:
+                score = self.unwrapped.get_normalized_score(total)
+            summary = {"score": 100.0 * score, "return": total, "length": length}
+        return observation, reward, terminated, truncated, summary
+
+
+def make_env(name):
+    """The environment of a full name. OGBench 1.2 takes reward and success from s, not s'."""
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
+    warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
+    env = benchmark_of(name).make_env_and_datasets(name, env_only=True, disable_env_checker=True)
+    return Episode(gymnasium.wrappers.RecordEpisodeStatistics(env))
+
+
+def load_data(task, data_dir, device):
+    """The training data as float32 tensors on the device, and a report. observations and
+    next_observations (N, O); actions (N, A); rewards and masks (N,). Raises UserError."""
+    env, benchmark = make_env(task.name), benchmark_of(task.name)
+    files, elsewhere = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"], MIRROR
+    if benchmark is not ogbench:
+        files, elsewhere = [env.unwrapped.dataset_file], ""
+    try:
+        if not all((data_dir / file).exists() for file in files):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # one run downloads
+                benchmark.download_datasets([task.dataset], data_dir)
+    except OSError as error:
+        advice = f"put {' and '.join(files)} into {data_dir}{elsewhere}"
+        raise UserError(f"{task.dataset} cannot be downloaded ({error}); {advice}") from error
+    path = data_dir / files[0]
+    try:
+        options = {"dataset_only": True, "cur_env": env}
+        data, _ = benchmark.make_env_and_datasets(task.name, data_dir, **options)
+        if benchmark is ogbench:
+            source = str(np.load(path).get("source", "official or unknown"))
+        else:
+            source = benchmark.source_of_dataset(path)
+    except BROKEN_FILE as error:
+        raise UserError(f"dataset {path} cannot be read ({error!r}); delete it") from error
+    for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if data[key].shape[1:] != space.shape or not np.isfinite(data[key]).all():
+            raise UserError(f"dataset {path}: {key} are damaged or another task's; delete it")
+    data["actions"] = data["actions"].clip(-1 + 1e-5, 1 - 1e-5)  # as in the released code
+    digest = hashlib.sha256()
+    for key in ("observations", "actions", "rewards", "masks"):
+        digest.update(np.ascontiguousarray(data[key]))
+    report = {
+        "path": str(path), "source": source, "fingerprint": digest.hexdigest()[:16],
+        "simulator": getattr(benchmark, "SIMULATOR", f"mujoco {version('mujoco')}"),
+        "episodes": int(data.pop("terminals").sum()), "transitions": len(data["rewards"]),
+        "rewards": f"{data['rewards'].min():g} to {data['rewards'].max():g}",
+    }
+    return {key: torch.from_numpy(value).to(device) for key, value in data.items()}, report
+
+
+def sample_batch(data, batch_size, generator):
+    """A batch drawn uniformly: a dict like data, with B rows."""
+    size, device = len(data["rewards"]), generator.device
+    index = torch.randint(size, (batch_size,), generator=generator, device=device)
+    return {key: tensor[index] for key, tensor in data.items()}
+
+
+# ---------------------------------------- evaluation
+
 
 def make_generator(device, *key):
-    """A random generator from a tuple of integers: each purpose has its own, and none disturbs another."""
-    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+    """A random generator of its own for each key of integers."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    return torch.Generator(device).manual_seed(seed)
+
+
+def evaluate(policy, envs, episodes, key, stop):
+    """Means over episodes, a fixed share per environment, each seeded by (*key, environment,
+    episode). Raises KeyboardInterrupt once a signal was received."""
+    count = envs.num_envs
+    share = np.array([len(part) for part in np.array_split(range(episodes), count)])
+    played = np.zeros(count, int)
+    needs_reset = np.ones(count, bool)
+    finished = []
+    while (played < share).any():
+        stop.check()
+        if needs_reset.any():
+            keys = [(*key, i, n) for i, n in enumerate(played.tolist())]
+            seeds = [make_generator("cpu", *key).initial_seed() for key in keys]
+            observations, _ = envs.reset(seed=seeds, options={"reset_mask": needs_reset})
+        observations, _, terminated, truncated, info = envs.step(policy(observations))
+        needs_reset = terminated | truncated
+        for i in np.flatnonzero(needs_reset & (played < share)):  # further episodes do not count
+            finished.append((info["score"][i], info["return"][i], info["length"][i]))
+        played += needs_reset
+    score, total, length = np.mean(finished, axis=0).tolist()
+    return_std = np.std(finished, axis=0).tolist()[1]
+    return {"score": score, "return": total, "return_std": return_std, "length": length}
+
+
+# ---------------------------------------- checkpoints and records
+
+
+class StopSignal:
+    """Notes Ctrl-C and SIGTERM, so that they end a run only where it can be saved."""
+
+    def __init__(self):
+        self.number = 0
+        signal.signal(signal.SIGINT, self.receive)
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, number, frame):
+        self.number = number
+
+    def check(self):
+        if self.number:
+            raise KeyboardInterrupt
+
+
+def load_checkpoint(path, device):
+    """What train saved. Raises UserError."""
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        algorithm = saved["algorithm"]
+    except BROKEN_FILE as error:
+        message = f"checkpoint {path} is missing or damaged ({error!r:.99})"
+        raise UserError(f"{message}; train anew with --overwrite") from error
+    if algorithm != ALGORITHM:
+        raise UserError(f"checkpoint {path} is {algorithm}.py's, not {ALGORITHM}.py's")
+    return saved
 
 
 def load_policy(path, device="cpu", seed=0):
-    """A checkpoint's policy: a function from observations to actions (see act). Raises UserError."""
+    """A checkpoint's policy, from observations to actions as in act. Raises UserError."""
     saved = load_checkpoint(path, device)
     networks = make_networks(*saved["dims"], torch.Generator()).to(device)
     networks.load_state_dict(saved["networks"])
@@ -414,220 +406,297 @@ def load_policy(path, device="cpu", seed=0):
     return lambda observation: act(networks["actor"], observation, saved["dims"][1], generator)
 
 
-def make_eval_envs(name, count):
-    """count environments of one name, a process each, stepped together."""
-    multiprocessing.set_forkserver_preload([Path(__file__).stem])  # imports once what the processes need
-    multiprocessing.resource_tracker.ensure_running()  # before the signals are blocked, which it would undo
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: the main process handles them
-    try:
-        return gymnasium.vector.AsyncVectorEnv([lambda: make_env(name)] * count, context="forkserver",
-                                               autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+class Run:
+    """A run's networks, optimizer, generators and records, and the folder that keeps them."""
 
+    def __init__(self, args, task, folder, dims):
+        device = torch.device(args.device)
+        self.args, self.task, self.folder, self.dims = args, task, folder, dims
+        self.networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
+        self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
+        self.batch_generator = make_generator(device, args.seed, 1)
+        self.noise_generator = make_generator(device, args.seed, 2)
+        self.step, self.rows = 0, {"train": [], "eval": []}
+        if (folder / "checkpoint.pt").exists():
+            saved = load_checkpoint(folder / "checkpoint.pt", device)
+            self.networks.load_state_dict(saved["networks"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.batch_generator.set_state(saved["batch_generator"].cpu())
+            self.noise_generator.set_state(saved["noise_generator"].cpu())
+            self.step, self.rows = saved["step"], saved["rows"]
+            print(f"resumed at update {self.step:,}")
+        self.writer = SummaryWriter(folder, purge_step=self.step + 1)
 
-def evaluate(policy, envs, episodes, key, stop=()):
-    """Plays episodes, each environment a fixed share, each episode seeded by (*key, environment, episode).
-    Returns the episodes' means, or None as soon as stop holds something. The score is the benchmark's."""
-    count = envs.num_envs
-    share = episodes // count + (np.arange(count) < episodes % count)
-    played, fresh, finished = np.zeros(count, int), np.ones(count, bool), []
-    while (played < share).any():
-        if stop:
-            return None
-        if fresh.any():  # the others play on, or stand still once they have played their share
-            seeds = [make_generator("cpu", *key, i, n).initial_seed() for i, n in enumerate(played.tolist())]
-            observations, _ = envs.reset(seed=seeds, options={"reset_mask": fresh})
-        observations, _, terminated, truncated, info = envs.step(policy(observations))
-        ended = (terminated | truncated) & (played < share)
-        finished += [(info["score"][i], info["return"][i], info["length"][i]) for i in np.flatnonzero(ended)]
-        played += ended
-        fresh = ended & (played < share)
-    (score, total, length), std = np.mean(finished, 0).tolist(), np.std(finished, 0).tolist()[1]
-    return {"score": score, "return": total, "return_std": std, "length": length}
+    def save(self, name="checkpoint.pt"):
+        content = {
+            "algorithm": ALGORITHM, "env": self.task.name, "dims": self.dims,
+            "step": self.step, "rows": self.rows,
+            "networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "batch_generator": self.batch_generator.get_state(),
+            "noise_generator": self.noise_generator.get_state(),
+        }
+        with open(self.folder / "partial", "wb") as file:
+            torch.save(content, file)
+        os.replace(self.folder / "partial", self.folder / name)  # so this name is always whole
 
-
-def load_checkpoint(path, device, identity=None):
-    """A checkpoint of this algorithm's, and of one identity if that is given. Raises UserError."""
-    try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["algorithm"] != ALGORITHM or identity not in (None, saved["identity"]):
-            raise ValueError(f"it is {saved['algorithm']}.py's, {saved['identity']}")
-        return saved
-    except Exception as error:  # whatever a broken file makes torch raise
-        raise UserError(f"checkpoint {path} is missing, damaged or of another run ({error!r:.99}): restore "
-                        f"it or train anew with --overwrite") from error
-
-
-def lock_run(run, overwrite):
-    """Makes the run's folder, afresh if told to, and keeps other processes out while the result is held."""
-    try:
-        run.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(f"{run}.lock").acquire(timeout=0)
-        if overwrite and run.exists():
-            shutil.rmtree(run)
-        run.mkdir(exist_ok=True)
-        return lock
-    except filelock.Timeout as error:
-        raise UserError(f"run folder {run} is in use by another process; wait for it or stop it") from error
-    except OSError as error:
-        raise UserError(f"run folder {run} cannot be written ({error}); give another --run-dir") from error
-
-
-# ---------------------------------------------------------------------------------------------------- main
-
-def pick_device(wanted):
-    """The torch device that --device means. Raises UserError where it does not work."""
-    try:
-        return torch.zeros(1, device="cuda" if wanted == "auto" else wanted).device
-    except (RuntimeError, AssertionError) as error:
-        if wanted != "auto" or isinstance(error, torch.OutOfMemoryError):
-            raise UserError(f"--device {wanted} does not work ({error}); give auto, cpu or cuda") from error
-    if shutil.which("nvidia-smi"):
-        print("WARNING: torch cannot use this machine's NVIDIA card (README, Install); the CPU will be slow.")
-    return torch.device("cpu")
-
-
-def compile_losses(device):
-    """losses through torch.compile, or as they are where no compiler works."""
-    try:
-        torch.compile(torch.sin)(torch.ones(1, device=device))
-        return torch.compile(losses)
-    except Exception as error:
-        print(f"torch.compile is left out: no working compiler ({type(error).__name__})")
-        return losses
-
-
-def train(args, env, run, splits, device):
-    """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the exit code."""
-    data, *validation = splits
-    dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
-    networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
-    optimizer = torch.optim.Adam(networks.parameters(), lr=args.lr, fused=True)  # the target has no gradient
-    generators = {name: make_generator(device, args.seed, i) for i, name in enumerate(("batch", "noise"), 1)}
-    step, seconds, rows = 0, 0.0, {"train": [], "eval": []}
-    compiled = args.compile == "on" or (args.compile, device.type) == ("auto", "cpu") and args.steps >= 20_000
-    checkpoint, identity = run / "checkpoint.pt", f"{'/'.join(run.parts[-3:])} on {device.type}"
-    if checkpoint.exists():
-        saved = load_checkpoint(checkpoint, device, identity)
-        networks.load_state_dict(saved["networks"])
-        optimizer.load_state_dict(saved["optimizer"])
-        for name, generator in generators.items():
-            generator.set_state(saved["generators"][name].cpu())
-        step, seconds, rows, compiled = (saved[key] for key in ("step", "seconds", "rows", "compiled"))
-        print(f"resumed at update {step:,}")
-    losses_used = compile_losses(device) if compiled else losses
-    envs, stop, threads, start = None, [], torch.get_num_threads(), time.perf_counter() - seconds
-    handlers = {n: signal.signal(n, lambda n, _: stop.append(n)) for n in SIGNALS}
-    board = SummaryWriter(run, purge_step=step + 1)
-    bar = tqdm(total=args.steps, initial=step, unit=" updates", dynamic_ncols=True, disable=None)
-
-    def record(name, row):
-        rows[name].append({"step": step, **row})
-        with open(run / f"{name}.csv", "w", newline="") as file:  # whole: a resumed run takes rows back
-            csv.writer(file, lineterminator="\n").writerows([rows[name][0], *map(dict.values, rows[name])])
+    def record(self, name, row):
+        """Adds a row to train.csv or eval.csv, and its numbers to TensorBoard's."""
+        rows = self.rows[name]
+        rows.append({"step": self.step, **row})
+        with open(self.folder / f"{name}.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, rows[0], lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
         for key, value in row.items():
-            board.add_scalar(f"{name}/{key}", value, step)
+            self.writer.add_scalar(f"{name}/{key}", value, self.step)
 
-    def save(*snapshot):
-        content = {"algorithm": ALGORITHM, "env": env.name, "identity": identity, "dims": dims, "step": step,
-                   "seconds": time.perf_counter() - start, "rows": rows, "networks": networks.state_dict(),
-                   "optimizer": optimizer.state_dict(), "compiled": losses_used is not losses,
-                   "generators": {name: generator.get_state() for name, generator in generators.items()}}
-        for path in (*snapshot, checkpoint):
-            with open(run / "checkpoint.partial", "wb") as file:
-                torch.save(content, file)
-            os.replace(run / "checkpoint.partial", path)  # so that a file of this name is always whole
+    def evaluate_if_due(self, envs, stop):
+        """Evaluates, records and saves, unless it has been done at this step or is not yet due."""
+        args, done = self.args, [row["step"] for row in self.rows["eval"]]
+        due = self.step % args.eval_interval == 0 or self.step == args.steps
+        if due and self.step > 0 and self.step not in done:
+            generator = make_generator(args.device, args.seed, 3, self.step)
+            actor, action_dim = self.networks["actor"], self.dims[1]
+            policy = lambda observation: act(actor, observation, action_dim, generator)
+            row = evaluate(policy, envs, args.eval_episodes, (args.seed, self.step), stop)
+            self.record("eval", row)
+            self.save()
+            tqdm.write(f"update {self.step:,}: score {row['score']:.1f}, return {row['return']:.1f}")
 
+
+# ---------------------------------------- training
+
+
+def train(args, task, folder, data):
+    """Trains, evaluates and records a run, from its checkpoint if there is one. Ctrl-C and SIGTERM
+    save it and end the program."""
+    stop = StopSignal()
+    envs = gymnasium.vector.AsyncVectorEnv(  # a process each
+        [lambda: make_env(task.name)] * min(args.eval_envs, args.eval_episodes),
+        autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED,
+    )
+    action_dim = data["actions"].shape[1]
+    dims = (data["observations"].shape[1], action_dim, args.hidden_dims)
+    run = Run(args, task, folder, dims)
+    run_losses = torch.compile(losses) if args.compile == "on" else losses
+    pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
+    start, first = time.perf_counter(), run.step
     try:
-        while not stop:
-            due = step and (step % args.eval_interval == 0 or step >= args.steps)
-            if due and step not in [row["step"] for row in rows["eval"]]:
-                envs = envs or make_eval_envs(env.name, min(args.eval_envs, args.eval_episodes))
-                generator = make_generator(device, args.seed, 3, step)
-                policy = lambda observation: act(networks["actor"], observation, dims[1], generator)
-                torch.set_num_threads(1 if envs.num_envs > 1 else threads)  # the cores are the envs'
-                result = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
-                torch.set_num_threads(threads)
-                if result is None:
-                    break
-                record("eval", result)
-                save()
-                tqdm.write(f"update {step:>9,}  " + "  ".join(f"{key} {x:7.1f}" for key, x in result.items()))
-            if step >= args.steps:
-                break
-            batch = sample_batch(data, args.batch_size, generators["batch"])
-            noise = sample_noise(args.batch_size, dims[1], args, generators["noise"])
-            logged = {}
-            if (step + 1) % args.log_interval == 0:  # at the parameters that the update starts from
-                for split in validation:
-                    split = sample_batch(split, args.batch_size, make_generator(device, args.seed, 4, step))
-                    with torch.no_grad():
-                        logged |= {f"val_{n}": x for n, x in losses(networks, split, noise, args)[1].items()}
-                logged |= diagnostics(networks["actor"], batch, noise)
-            metrics = update(networks, optimizer, batch, noise, args, losses_used)
-            step += 1
-            bar.update()
-            if logged:
-                logged |= metrics
-                values = torch.stack(list(logged.values())).tolist()  # the one transfer from the device
-                record("train", {"seconds": time.perf_counter() - start, **dict(zip(logged, values))})
-            if args.snapshot_interval and step % args.snapshot_interval == 0:
-                save(run / f"snapshot{step}.pt")
-            elif step % args.checkpoint_interval == 0:
-                save()
-        if stop:
-            save()
+        run.evaluate_if_due(envs, stop)  # if it was stopped in an evaluation
+        while run.step < args.steps:
+            batch = sample_batch(data, args.batch_size, run.batch_generator)
+            noise = sample_noise(args.batch_size, action_dim, args, run.noise_generator)
+            log = (run.step + 1) % args.log_interval == 0
+            row = diagnostics(run.networks["actor"], batch, noise) if log else {}
+            row |= update(run.networks, run.optimizer, batch, noise, args, run_losses)
+            run.step += 1
+            pbar.update()
+            if log:
+                values = torch.stack(list(row.values())).tolist()  # the one transfer
+                row = dict(zip(row, values, strict=True))
+                rate = (run.step - first) / (time.perf_counter() - start)
+                run.record("train", {"updates_per_second": rate, **row})
+                score = run.rows["eval"][-1]["score"] if run.rows["eval"] else float("nan")
+                pbar.set_postfix(actor_loss=row["actor_loss"], score=score)
+            run.evaluate_if_due(envs, stop)
+            if args.snapshot_interval and run.step % args.snapshot_interval == 0:
+                run.save(f"snapshot{run.step}.pt")
+            if run.step % args.checkpoint_interval == 0:
+                run.save()
+            stop.check()
+    except KeyboardInterrupt:
+        run.save()
+        print(f"stopped at update {run.step:,} and saved; the same command goes on from there")
+        sys.exit(128 + stop.number)
     finally:
-        bar.close()
-        board.close()
-        if envs:
-            envs.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if stop:
-        print(f"stopped at update {step:,} and saved; the same command goes on from there")
-        return 128 + stop[0]
-    scores = [row["score"] for row in rows["eval"]][-env.evaluations:]
-    print(f"finished at update {step:,}: score {np.mean(scores):.1f}, {env.metric}, the mean of "
-          f"{len(scores)} evaluation(s)\n{env.note.format(env.task)}\n{run}")
-    return 0
+        pbar.close()
+        run.writer.close()
+        envs.close()
+
+
+# ---------------------------------------- published settings
+
+ALGORITHM, METHOD = "fql", "fql"
+Task = namedtuple("Task", "name dataset number preset")
+Preset = namedtuple("Preset", "dataset default_task discount q_agg alpha")
+PRESETS = {
+    "antmaze-large": Preset("navigate", 1, 0.99, "min", 10.0),
+    "antmaze-giant": Preset("navigate", 1, 0.995, "min", 10.0),
+    "humanoidmaze-medium": Preset("navigate", 1, 0.995, "mean", 30.0),
+    "humanoidmaze-large": Preset("navigate", 1, 0.995, "mean", 30.0),
+    "antsoccer-arena": Preset("navigate", 4, 0.995, "mean", 10.0),
+    "scene": Preset("play", 2, 0.99, "mean", 300.0),
+    "cube-single": Preset("play", 2, 0.99, "mean", 300.0),
+    "cube-double": Preset("play", 2, 0.99, "mean", 300.0),
+    "puzzle-3x3": Preset("play", 4, 0.99, "mean", 1000.0),
+    "puzzle-4x4": Preset("play", 4, 0.99, "mean", 1000.0),
+    "pointmaze": Preset("navigate", 1, 0.995, "mean", 10.0),  # ours
+    "puzzle-4x5": Preset("play", 2, 0.99, "mean", 1000.0),  # ours
+}
+D4RL = {  # alpha
+    "antmaze-umaze-v2": 10.0, "antmaze-umaze-diverse-v2": 10.0, "antmaze-medium-play-v2": 10.0,
+    "antmaze-medium-diverse-v2": 10.0, "antmaze-large-play-v2": 3.0,
+    "antmaze-large-diverse-v2": 3.0,
+    "pen-human-v1": 10000.0, "pen-cloned-v1": 10000.0, "pen-expert-v1": 3000.0,
+    "door-human-v1": 30000.0, "door-cloned-v1": 30000.0, "door-expert-v1": 30000.0,
+    "hammer-human-v1": 30000.0, "hammer-cloned-v1": 10000.0, "hammer-expert-v1": 30000.0,
+    "relocate-human-v1": 10000.0, "relocate-cloned-v1": 30000.0, "relocate-expert-v1": 30000.0,
+}
+SAME_AS = {  # other families, and the preset that they take
+    "antmaze-medium": "antmaze-giant", "antmaze-teleport": "antmaze-giant",
+    "humanoidmaze-giant": "humanoidmaze-large", "antsoccer-medium": "antsoccer-arena",
+    "cube-triple": "cube-double", "cube-quadruple": "cube-double", "cube-octuple": "cube-double",
+    "puzzle-4x6": "puzzle-4x5", "pointmaze-medium": "pointmaze", "pointmaze-large": "pointmaze",
+    "pointmaze-giant": "pointmaze", "pointmaze-teleport": "pointmaze",
+}
+KINDS = {"navigate": ("navigate", "stitch", "explore"), "play": ("play", "noisy")}
+LOWEST = dict.fromkeys(("seed", "lr", "tau", "discount", "alpha", "snapshot_interval"), 0)
+# A run's folder is named after those of NAMED that were typed; one run keeps all of SAME.
+NAMED = ["alpha", "discount", "q_agg", "actor_q_agg", "normalize_q", "flow_steps"]
+NAMED += ["batch_size", "lr", "tau", "hidden_dims"]
+SAME = [*NAMED, "eval_interval", "eval_episodes", "eval_envs", "compile", "device"]
+SAME += ["fingerprint", "simulator"]
+
+
+def find_task(env_id, number=None):
+    """The Task that --env-id and --task name, and its Preset. Raises UserError."""
+    if env_id in D4RL:
+        q_agg = "mean" if "antmaze" in env_id else "min"
+        return Task(env_id, env_id, None, env_id), Preset("", None, 0.99, q_agg, D4RL[env_id])
+    for family in [*PRESETS, *SAME_AS]:
+        like = SAME_AS.get(family, family)
+        preset = PRESETS[like]
+        for kind in KINDS[preset.dataset]:
+            dataset = f"{family}-{kind}"
+            names = [f"{dataset}-singletask-task{n}-v0" for n in range(1, 6)]
+            if env_id in names:
+                return Task(env_id, f"{dataset}-v0", names.index(env_id) + 1, like), preset
+            if env_id == dataset or (env_id == family and kind == preset.dataset):
+                n = number or preset.default_task
+                return Task(names[n - 1], f"{dataset}-v0", n, like), preset
+    near = difflib.get_close_matches(env_id, [*PRESETS, *SAME_AS, *D4RL], n=3, cutoff=0)
+    raise UserError(f"--env-id {env_id} is unknown; the nearest ids are {', '.join(near)}")
+
+
+def resolve(args, typed):
+    """Checks args and fills in what is published, in place. Returns the Task and where each
+    setting came from. Raises UserError."""
+    for name, value in vars(args).items():
+        lowest = LOWEST.get(name, 1)
+        if type(value) in (int, float, tuple) and not np.min(value) >= lowest:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give at least {lowest}")
+    task, preset = find_task(args.env_id, args.task)
+    if args.task not in (None, task.number):
+        raise UserError(f"--task {args.task} contradicts --env-id {args.env_id}; leave one out")
+    origin = {name: "command line" if name in typed else "default" for name in vars(args)}
+    published = task.dataset in (task.preset, f"{task.preset}-{preset.dataset}-v0")
+    for name in ("discount", "q_agg", "alpha"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(preset, name))
+            origin[name] = f"{'published' if published else 'not published; as'} for {task.preset}"
+    args.task = task.number
+    args.steps = args.steps or (1_000_000 if task.number else 500_000)
+    folder = "~/.ogbench/data" if task.number else "~/.d4rl/datasets"
+    args.data_dir = Path(args.data_dir or folder).expanduser()
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.compile == "auto":
+        args.compile = "on" if args.device == "cpu" else "off"
+    return task, origin
+
+
+def run_folder(args, task, origin):
+    """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>."""
+    dataset, method = task.dataset.removesuffix("-v0"), METHOD.format(**vars(args))
+    if task.number:
+        dataset += f"-task{task.number}"
+    for name in NAMED:
+        value = getattr(args, name)
+        if name == "hidden_dims":
+            value = "x".join(map(str, value))
+        if origin[name] == "command line":
+            method += f"-{name}{value}"
+    return args.run_dir.expanduser() / dataset / method / f"seed{args.seed}"
+
+
+def check_same(run, part, values):
+    """Raises UserError where the folder holds a run of other settings or other data."""
+    if (run / "config.json").exists():
+        old = json.loads((run / "config.json").read_text())[part]
+        for name, value in json.loads(json.dumps(values, default=str)).items():
+            if name in SAME and old[name] != value:
+                message = f"{run} holds a run with {name} {old[name]}, not {value}"
+                raise UserError(f"{message}; give --overwrite or another --run-dir")
+
+
+def evaluations(run):
+    """eval.csv's columns step, score, return, return_std and length as an array."""
+    return np.loadtxt(run / "eval.csv", delimiter=",", skiprows=1, ndmin=2)
+
+
+def report(run, task):
+    """Prints the score as the papers take it, and what one wants next."""
+    final = evaluations(run)[-3:, 1] if task.number else evaluations(run)[-1:, 1]
+    print(f"score {final.mean():.1f}, the mean of {len(final)} evaluation(s)\nrun folder: {run}")
+    print(f"python tools/rollout.py {run}/checkpoint.pt --video out.gif")
+    print(f"tensorboard --logdir {run}")
+
+
+def track(args, run):
+    """Sends what TensorBoard gets to Weights & Biases too."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--track needs wandb: pip install wandb") from error
+    wandb.init(
+        project=args.wandb_project_name, entity=args.wandb_entity, config=vars(args),
+        id="-".join(run.parts[-3:]), resume="allow", dir=run, sync_tensorboard=True,
+    )
+
+
+# ---------------------------------------- main
 
 
 def main(argv=None):
-    """The command line. Returns 0, or 128 + n after signal n; exits with 1 on a mistake of the user's."""
+    """The command line. Raises UserError."""
+    argv = sys.argv[1:] if argv is None else argv
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    try:
-        args, env, origin = resolve(args)
-        device = pick_device(args.device)
-        torch.backends.cuda.matmul.fp32_precision = "tf32"  # concerns the GPU alone
-        print(f"{ALGORITHM.upper()} on {env.name}\n{env.note.format(env.task)}\n"
-              f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
-        splits, report = load_data(env, args.data_dir, device)
-        if re.match(r"ant.* mujoco (3\.([5-9]|\d\d)|[4-9]|\d\d)", f"{env.name} {report['simulator']}"):
-            print("WARNING: MuJoCo 3.5 changed the ant's contacts: not the published environment (README)")
-        for key, value in (report | vars(args)).items():
-            print(f"  {key:<20}{value!s:<23} {origin.get(key, '')}".rstrip())
-        hashed = {key: value for key, value in vars(args).items() if key not in NOT_HASHED}
-        content = json.dumps([env.name, report["fingerprint"], report["simulator"], hashed]).encode()
-        name = RUN_NAME.format(**hashed, hash=hashlib.sha256(content).hexdigest()[:8]) + f"/seed{args.seed}"
-        run = args.run_dir / env.name.replace("-singletask", "").removesuffix("-v0") / name
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "mujoco", "ogbench")}
-        config = {"algorithm": ALGORITHM, "env": dict(zip(env._fields[:4], env)), "settings": asdict(args),
-                  "origin": origin, "data": report, "device": str(device), "versions": versions}
-        with lock_run(run, args.overwrite):
-            (run / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
-            print(run)
-            if args.track:
-                import wandb
-                wandb.init(project="drol", id="-".join(run.parts[-2:]), name=str(run), config=config, dir=run,
-                           resume="allow", sync_tensorboard=True)
-            return train(args, env, run, splits, device)
-    except (UserError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:  # before there was anything to save
-        return 128 + signal.SIGINT
+    typed = {x.split("=")[0].lstrip("-").removeprefix("no-").replace("-", "_") for x in argv}
+    task, origin = resolve(args, typed)
+    run = run_folder(args, task, origin)
+    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
+    print(f"{ALGORITHM.upper()} on {task.name}, {gpu}")
+    for name, value in vars(args).items():
+        print(f"  {name:<20} {value!s:<22} {origin[name]}")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{run}.lock", timeout=0):
+        if args.overwrite:
+            shutil.rmtree(run, ignore_errors=True)
+        check_same(run, "settings", vars(args))
+        if (run / "eval.csv").exists() and evaluations(run)[-1, 0] >= args.steps:
+            print("this run is finished; more --steps continue it")
+            return report(run, task)
+        data, facts = load_data(task, args.data_dir, args.device)
+        for name, value in facts.items():
+            print(f"  {name:<20} {value}")
+        check_same(run, "data", facts)
+        run.mkdir(exist_ok=True)
+        config = {
+            "algorithm": ALGORITHM, "env": task._asdict(), "settings": vars(args),
+            "origin": origin, "data": facts, "device": args.device,
+            "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
+        }
+        (run / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+        if args.track:
+            track(args, run)
+        train(args, task, run, data)
+    report(run, task)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except filelock.Timeout as error:
+        sys.exit(f"error: another process holds {error.lock_file}; wait for it or stop it")
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        sys.exit(f"error: {error}")

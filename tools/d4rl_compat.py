@@ -198,12 +198,6 @@ with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(), \
                           "pip install --no-deps -r requirements-d4rl.txt") from error
 
 
-def source_of_dataset(path):
-    """Where a D4RL file says that it came from: tools/collect.py marks its own. Raises OSError."""
-    with h5py.File(path) as file:
-        return str(file.attrs.get("source", "official or unknown"))
-
-
 # ----------------------------------------------------------------------------------------- the gymnasium face
 
 
@@ -248,38 +242,60 @@ class D4RLEnv(gymnasium.Env):
     def render(self):
         return self.inner.sim.render(480, 480)[::-1]
 
-    def download_datasets(self, _, folder):
-        """Downloads the task's dataset into the folder, unless it is there. Raises OSError where that fails."""
-        path = Path(folder) / self.dataset_file
-        if path.exists():
-            return
-        partial = path.with_suffix(".partial")  # so that a file of the right name is always whole
-        print(f"downloading {self.inner.dataset_url} to {path}", flush=True)
-        try:
-            urllib.request.urlretrieve(self.inner.dataset_url, partial)
-            os.replace(partial, path)
-        except http.client.HTTPException as error:
-            raise OSError(f"the server's answer was cut off: {error!r}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
-    source_of_dataset = staticmethod(source_of_dataset)
+# ------------------------------------------------------------------- what ogbench has under the same names
 
-    def load_dataset(self, path):
-        """The steps that d4rl.qlearning_dataset makes of a file, as float32, with OGBench's masks and terminals.
 
-        observations, next_observations (N, O); actions (N, A); rewards, masks (N,): 0 at a terminal state;
-        terminals (N,): 1 at the last step of an episode. A step at a time limit is left out: what follows it is of the
-        next episode. Raises KeyError or OSError where the file is not D4RL's."""
-        with h5py.File(path) as file:
-            data = {key: file[key][:] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
-        timeouts, terminals = (data.pop(key).reshape(-1).astype(bool) for key in ("timeouts", "terminals"))
-        data["rewards"] = data["rewards"].reshape(-1)
-        keep = np.flatnonzero(~timeouts[:-1])
-        data["next_observations"] = data["observations"][1:]
-        data = {key: value[keep].astype(np.float32, copy=False) for key, value in data.items()}
-        data["masks"] = 1 - terminals[keep].astype(np.float32)
-        # an episode of AntMaze's data goes on at the goal, one of Adroit's ends at a terminal state
-        last = timeouts[keep + 1] | terminals[keep] & ("antmaze" not in self.name)
-        last[-1:] = True
-        return data | {"terminals": last.astype(np.float32)}
+def make_env_and_datasets(name, dataset_dir=None, env_only=False, dataset_only=False, cur_env=None, **_):
+    """The environment of a task, or with dataset_only the pair of its data (see load_dataset) and None, as there
+    is no validation data. Raises KeyError or OSError where the file is not D4RL's."""
+    if env_only:
+        return D4RLEnv(name)
+    env = (cur_env or D4RLEnv(name)).unwrapped
+    datasets = load_dataset(Path(dataset_dir) / env.dataset_file, name), None
+    return datasets if dataset_only else (env, *datasets)
+
+
+def download_datasets(names, dataset_dir):
+    """Downloads the datasets of tasks that are not there. Raises OSError where that fails."""
+    for name in names:
+        env = D4RLEnv(name)
+        path = Path(dataset_dir) / env.dataset_file
+        if not path.exists():
+            partial = path.with_suffix(".partial")  # so that a file of the right name is always whole
+            print(f"downloading {env.inner.dataset_url} to {path}", flush=True)
+            try:
+                urllib.request.urlretrieve(env.inner.dataset_url, partial)
+                os.replace(partial, path)
+            except http.client.HTTPException as error:
+                raise OSError(f"the server's answer was cut off: {error!r}") from error
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def load_dataset(path, name):
+    """The steps that d4rl.qlearning_dataset makes of a file, as float32, with OGBench's masks and terminals.
+
+    observations, next_observations (N, O); actions (N, A); rewards (N,), in AntMaze -1 per step until the goal;
+    masks (N,): 0 at a terminal state; terminals (N,): 1 at the last step of an episode. A step at a time limit is
+    left out: what follows it is of the next episode. Raises KeyError or OSError where the file is not D4RL's."""
+    with h5py.File(path) as file:
+        data = {key: file[key][:] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    timeouts, terminals = (data.pop(key).reshape(-1).astype(bool) for key in ("timeouts", "terminals"))
+    data["rewards"] = data["rewards"].reshape(-1)
+    keep = np.flatnonzero(~timeouts[:-1])
+    data["next_observations"] = data["observations"][1:]
+    data = {key: value[keep].astype(np.float32, copy=False) for key, value in data.items()}
+    if "antmaze" in name:
+        data["rewards"] -= 1
+    data["masks"] = 1 - terminals[keep].astype(np.float32)
+    # an episode of AntMaze's data goes on at the goal, one of Adroit's ends at a terminal state
+    last = timeouts[keep + 1] | terminals[keep] & ("antmaze" not in name)
+    last[-1:] = True
+    return data | {"terminals": last.astype(np.float32)}
+
+
+def source_of_dataset(path):
+    """Where a D4RL file says that it came from: tools/collect.py marks its own. Raises OSError."""
+    with h5py.File(path) as file:
+        return str(file.attrs.get("source", "official or unknown"))
