@@ -20,7 +20,6 @@ One update, from a batch (s, a, r, m, s'), where m = 0 means: do not bootstrap f
 """
 
 import copy
-import csv
 import difflib
 import hashlib
 import importlib
@@ -44,47 +43,48 @@ import filelock
 import gymnasium
 import numpy as np
 import ogbench
+import pandas
 import torch
 import tyro
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# ---------------------------------------- settings
+# -------------------- settings
 
 @dataclass
 class Args:
-    env_id: str  # family (cube-double), full OGBench name or D4RL task
+    env_id: str  # family (cube-double), full name, or D4RL task
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the family's default
-    seed: int = 0  # of initialisation, batches, noise and evaluation
+    seed: int = 0  # of everything random
     alpha: float | None = None  # weight of distillation against Q; unset: as published
     flow_steps: int = 10  # Euler steps from a latent to the flow's endpoint
-    discount: float | None = None  # discount factor; unset: as published
-    q_agg: Literal["mean", "min"] | None = None  # of the target critics; unset: as published
+    discount: float | None = None  # unset: as published
+    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published
     actor_q_agg: Literal["mean", "min"] = "mean"  # of the critics in the actor loss
     normalize_q: bool = False  # divide the Q term by the batch mean of |q|
     steps: int | None = None  # updates in all; unset: 1M, D4RL 500,000
     batch_size: int = 256  # transitions per update
     lr: float = 3e-4  # Adam's learning rate
     tau: float = 0.005  # update rate of the target critic
-    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden widths of every network
-    eval_interval: int = 100_000  # updates between evaluations; the end has one too
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of every network
+    eval_interval: int = 100_000  # updates between evaluations
     eval_episodes: int = 50  # episodes per evaluation
-    eval_envs: int = 10  # environments, a process each, that share the episodes
+    eval_envs: int = 10  # environments that share the episodes
     log_interval: int = 5_000  # updates between rows of train.csv
-    checkpoint_interval: int = 10_000  # updates between checkpoints; Ctrl-C saves one too
-    snapshot_interval: int = 0  # updates between checkpoints that are kept; 0: none
-    data_dir: Path | None = None  # datasets; unset: the folder of ogbench or d4rl
+    checkpoint_interval: int = 10_000  # updates between checkpoints
+    snapshot_interval: int = 0  # updates between those kept; 0: none
+    data_dir: Path | None = None  # datasets; unset: ogbench's or d4rl's
     run_dir: Path = Path("runs")  # folder of the runs
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on the CPU
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # delete the run and start anew
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # start anew
     track: tyro.conf.FlagCreatePairsOff[bool] = False  # log to Weights & Biases too
     wandb_project_name: str = "drol"  # project of --track
     wandb_entity: str | None = None  # team of --track
 
 
-# ---------------------------------------- networks
+# -------------------- networks
 
 class MLP(nn.Module):
     """Joins its inputs (..., D_i) to one vector and maps it to (..., out_dim)."""
@@ -128,7 +128,7 @@ def make_networks(observation_dim, action_dim, hidden_dims, generator):
     return networks
 
 
-# ---------------------------------------- algorithm
+# -------------------- algorithm
 # B batch, O observation and A action dimensions.
 
 def sample_latents(*shape, generator):
@@ -239,9 +239,8 @@ def act(actor, observation, action_dim, generator):
     return actor(s, z).clamp(-1, 1).cpu().numpy()
 
 
-# ---------------------------------------- data
+# -------------------- data
 
-MIRROR = ", from huggingface.co/datasets/zhouzypaul/ogbench_datasets or tools/collect.py"
 BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, IndexError, RuntimeError,
                zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 
@@ -288,18 +287,20 @@ def load_data(task, data_dir, device):
     """The training data as float32 tensors on the device, and a report. observations and
     next_observations (N, O); actions (N, A); rewards and masks (N,). Raises UserError."""
     env, benchmark = make_env(task.name), benchmark_of(task.name)
-    files, elsewhere = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"], MIRROR
+    files = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"]  # the second is not trained on
     if benchmark is not ogbench:
-        files, elsewhere = [env.unwrapped.dataset_file], ""
+        files = [env.unwrapped.dataset_file]
+    path = data_dir / files[0]
     try:
         if not all((data_dir / file).exists() for file in files):
             data_dir.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # one run downloads
                 benchmark.download_datasets([task.dataset], data_dir)
     except OSError as error:
-        advice = f"put {' and '.join(files)} into {data_dir}{elsewhere}"
-        raise UserError(f"{task.dataset} cannot be downloaded ({error}); {advice}") from error
-    path = data_dir / files[0]
+        message = f"{path} cannot be downloaded ({error}); put {' and '.join(files)} there"
+        if benchmark is ogbench:
+            message += ", from huggingface.co/datasets/zhouzypaul/ogbench_datasets"
+        raise UserError(f"{message} or from tools/collect.py") from error
     try:
         options = {"dataset_only": True, "cur_env": env}
         data, _ = benchmark.make_env_and_datasets(task.name, data_dir, **options)
@@ -327,13 +328,12 @@ def load_data(task, data_dir, device):
 
 def sample_batch(data, batch_size, generator):
     """A batch drawn uniformly: a dict like data, with B rows."""
-    size, device = len(data["rewards"]), generator.device
-    index = torch.randint(size, (batch_size,), generator=generator, device=device)
+    size, options = len(data["rewards"]), {"generator": generator, "device": generator.device}
+    index = torch.randint(size, (batch_size,), **options)
     return {key: tensor[index] for key, tensor in data.items()}
 
 
-# ---------------------------------------- evaluation
-
+# -------------------- evaluation
 
 def make_generator(device, *key):
     """A random generator of its own for each key of integers."""
@@ -341,16 +341,16 @@ def make_generator(device, *key):
     return torch.Generator(device).manual_seed(seed)
 
 
-def evaluate(policy, envs, episodes, key, stop):
+def evaluate(policy, envs, episodes, key, run):
     """Means over episodes, a fixed share per environment, each seeded by (*key, environment,
-    episode). Raises KeyboardInterrupt once a signal was received."""
+    episode). Raises KeyboardInterrupt where run is to stop."""
     count = envs.num_envs
     share = np.array([len(part) for part in np.array_split(range(episodes), count)])
     played = np.zeros(count, int)
     needs_reset = np.ones(count, bool)
     finished = []
     while (played < share).any():
-        stop.check()
+        run.check_stop()
         if needs_reset.any():
             keys = [(*key, i, n) for i, n in enumerate(played.tolist())]
             seeds = [make_generator("cpu", *key).initial_seed() for key in keys]
@@ -365,36 +365,18 @@ def evaluate(policy, envs, episodes, key, stop):
     return {"score": score, "return": total, "return_std": return_std, "length": length}
 
 
-# ---------------------------------------- checkpoints and records
-
-
-class StopSignal:
-    """Notes Ctrl-C and SIGTERM, so that they end a run only where it can be saved."""
-
-    def __init__(self):
-        self.number = 0
-        signal.signal(signal.SIGINT, self.receive)
-        signal.signal(signal.SIGTERM, self.receive)
-
-    def receive(self, number, frame):
-        self.number = number
-
-    def check(self):
-        if self.number:
-            raise KeyboardInterrupt
-
+# -------------------- checkpoints and records
 
 def load_checkpoint(path, device):
     """What train saved. Raises UserError."""
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        algorithm = saved["algorithm"]
-    except BROKEN_FILE as error:
-        message = f"checkpoint {path} is missing or damaged ({error!r:.99})"
-        raise UserError(f"{message}; train anew with --overwrite") from error
-    if algorithm != ALGORITHM:
-        raise UserError(f"checkpoint {path} is {algorithm}.py's, not {ALGORITHM}.py's")
-    return saved
+        if saved["algorithm"] == ALGORITHM:
+            return saved
+        error = ValueError(f"it is {saved['algorithm']}.py's")
+    except BROKEN_FILE as broken:
+        error = broken
+    raise UserError(f"checkpoint {path} cannot be used ({error!r:.99}); --overwrite trains anew")
 
 
 def load_policy(path, device="cpu", seed=0):
@@ -426,6 +408,16 @@ class Run:
             self.step, self.rows = saved["step"], saved["rows"]
             print(f"resumed at update {self.step:,}")
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
+        self.stop_signal = 0  # Ctrl-C and SIGTERM end a run where it can be saved
+        signal.signal(signal.SIGINT, self.receive)
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, number, frame):
+        self.stop_signal = number
+
+    def check_stop(self):
+        if self.stop_signal:
+            raise KeyboardInterrupt
 
     def save(self, name="checkpoint.pt"):
         content = {
@@ -441,48 +433,40 @@ class Run:
 
     def record(self, name, row):
         """Adds a row to train.csv or eval.csv, and its numbers to TensorBoard's."""
-        rows = self.rows[name]
-        rows.append({"step": self.step, **row})
-        with open(self.folder / f"{name}.csv", "w", newline="") as file:
-            table = csv.DictWriter(file, rows[0], lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+        self.rows[name].append({"step": self.step, **row})
+        pandas.DataFrame(self.rows[name]).to_csv(self.folder / f"{name}.csv", index=False)
         for key, value in row.items():
             self.writer.add_scalar(f"{name}/{key}", value, self.step)
 
-    def evaluate_if_due(self, envs, stop):
-        """Evaluates, records and saves, unless it has been done at this step or is not yet due."""
-        args, done = self.args, [row["step"] for row in self.rows["eval"]]
-        due = self.step % args.eval_interval == 0 or self.step == args.steps
-        if due and self.step > 0 and self.step not in done:
-            generator = make_generator(args.device, args.seed, 3, self.step)
-            actor, action_dim = self.networks["actor"], self.dims[1]
-            policy = lambda observation: act(actor, observation, action_dim, generator)
-            row = evaluate(policy, envs, args.eval_episodes, (args.seed, self.step), stop)
+    def evaluate_if_due(self, envs):
+        """Evaluates, records and saves, unless it is not due or has been done."""
+        args, step = self.args, self.step
+        due = step > 0 and (step % args.eval_interval == 0 or step == args.steps)
+        if due and step not in [row["step"] for row in self.rows["eval"]]:
+            actor = self.networks["actor"]
+            generator = make_generator(args.device, args.seed, 3, step)
+            policy = lambda observation: act(actor, observation, self.dims[1], generator)
+            row = evaluate(policy, envs, args.eval_episodes, (args.seed, step), self)
             self.record("eval", row)
             self.save()
-            tqdm.write(f"update {self.step:,}: score {row['score']:.1f}, return {row['return']:.1f}")
+            tqdm.write(f"update {step:,}: score {row['score']:.1f}")
 
 
-# ---------------------------------------- training
-
+# -------------------- training
 
 def train(args, task, folder, data):
-    """Trains, evaluates and records a run, from its checkpoint if there is one. Ctrl-C and SIGTERM
-    save it and end the program."""
-    stop = StopSignal()
+    """Trains, evaluates and records a run, from its checkpoint if there is one."""
     envs = gymnasium.vector.AsyncVectorEnv(  # a process each
         [lambda: make_env(task.name)] * min(args.eval_envs, args.eval_episodes),
         autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED,
     )
-    action_dim = data["actions"].shape[1]
-    dims = (data["observations"].shape[1], action_dim, args.hidden_dims)
-    run = Run(args, task, folder, dims)
+    observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
+    run = Run(args, task, folder, (observation_dim, action_dim, args.hidden_dims))
     run_losses = torch.compile(losses) if args.compile == "on" else losses
     pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
     start, first = time.perf_counter(), run.step
     try:
-        run.evaluate_if_due(envs, stop)  # if it was stopped in an evaluation
+        run.evaluate_if_due(envs)  # if it was stopped in an evaluation
         while run.step < args.steps:
             batch = sample_batch(data, args.batch_size, run.batch_generator)
             noise = sample_noise(args.batch_size, action_dim, args, run.noise_generator)
@@ -493,31 +477,31 @@ def train(args, task, folder, data):
             pbar.update()
             if log:
                 values = torch.stack(list(row.values())).tolist()  # the one transfer
-                row = dict(zip(row, values, strict=True))
                 rate = (run.step - first) / (time.perf_counter() - start)
-                run.record("train", {"updates_per_second": rate, **row})
-                score = run.rows["eval"][-1]["score"] if run.rows["eval"] else float("nan")
-                pbar.set_postfix(actor_loss=row["actor_loss"], score=score)
-            run.evaluate_if_due(envs, stop)
+                row = {"updates_per_second": rate, **dict(zip(row, values, strict=True))}
+                run.record("train", row)
+                scores = [float("nan"), *(x["score"] for x in run.rows["eval"])]
+                pbar.set_postfix(actor_loss=row["actor_loss"], score=scores[-1])
+            run.evaluate_if_due(envs)
             if args.snapshot_interval and run.step % args.snapshot_interval == 0:
                 run.save(f"snapshot{run.step}.pt")
             if run.step % args.checkpoint_interval == 0:
                 run.save()
-            stop.check()
+            run.check_stop()
     except KeyboardInterrupt:
         run.save()
         print(f"stopped at update {run.step:,} and saved; the same command goes on from there")
-        sys.exit(128 + stop.number)
+        sys.exit(128 + run.stop_signal)
     finally:
         pbar.close()
         run.writer.close()
         envs.close()
 
 
-# ---------------------------------------- published settings
+# -------------------- published settings
 
-ALGORITHM, METHOD = "fql", "fql"
-Task = namedtuple("Task", "name dataset number preset")
+ALGORITHM = "fql"
+Task = namedtuple("Task", "name dataset task preset folder")
 Preset = namedtuple("Preset", "dataset default_task discount q_agg alpha")
 PRESETS = {
     "antmaze-large": Preset("navigate", 1, 0.99, "min", 10.0),
@@ -530,8 +514,7 @@ PRESETS = {
     "cube-double": Preset("play", 2, 0.99, "mean", 300.0),
     "puzzle-3x3": Preset("play", 4, 0.99, "mean", 1000.0),
     "puzzle-4x4": Preset("play", 4, 0.99, "mean", 1000.0),
-    "pointmaze": Preset("navigate", 1, 0.995, "mean", 10.0),  # ours
-    "puzzle-4x5": Preset("play", 2, 0.99, "mean", 1000.0),  # ours
+    "pointmaze-medium": Preset("navigate", 1, 0.995, "mean", 10.0),  # not published
 }
 D4RL = {  # alpha
     "antmaze-umaze-v2": 10.0, "antmaze-umaze-diverse-v2": 10.0, "antmaze-medium-play-v2": 10.0,
@@ -542,40 +525,28 @@ D4RL = {  # alpha
     "hammer-human-v1": 30000.0, "hammer-cloned-v1": 10000.0, "hammer-expert-v1": 30000.0,
     "relocate-human-v1": 10000.0, "relocate-cloned-v1": 30000.0, "relocate-expert-v1": 30000.0,
 }
-SAME_AS = {  # other families, and the preset that they take
-    "antmaze-medium": "antmaze-giant", "antmaze-teleport": "antmaze-giant",
-    "humanoidmaze-giant": "humanoidmaze-large", "antsoccer-medium": "antsoccer-arena",
-    "cube-triple": "cube-double", "cube-quadruple": "cube-double", "cube-octuple": "cube-double",
-    "puzzle-4x6": "puzzle-4x5", "pointmaze-medium": "pointmaze", "pointmaze-large": "pointmaze",
-    "pointmaze-giant": "pointmaze", "pointmaze-teleport": "pointmaze",
-}
-KINDS = {"navigate": ("navigate", "stitch", "explore"), "play": ("play", "noisy")}
 LOWEST = dict.fromkeys(("seed", "lr", "tau", "discount", "alpha", "snapshot_interval"), 0)
-# A run's folder is named after those of NAMED that were typed; one run keeps all of SAME.
-NAMED = ["alpha", "discount", "q_agg", "actor_q_agg", "normalize_q", "flow_steps"]
-NAMED += ["batch_size", "lr", "tau", "hidden_dims"]
-SAME = [*NAMED, "eval_interval", "eval_episodes", "eval_envs", "compile", "device"]
-SAME += ["fingerprint", "simulator"]
+# A run's folder is named after those of NAMED that were typed; a run keeps all of SAME.
+NAMED = ("alpha", "discount", "q_agg", "actor_q_agg", "normalize_q", "flow_steps",
+         "batch_size", "lr", "tau", "hidden_dims")
+SAME = [("settings", name) for name in (*NAMED, "eval_interval", "eval_episodes", "eval_envs",
+        "compile", "device")] + [("data", "fingerprint"), ("data", "simulator")]
 
 
 def find_task(env_id, number=None):
     """The Task that --env-id and --task name, and its Preset. Raises UserError."""
     if env_id in D4RL:
         q_agg = "mean" if "antmaze" in env_id else "min"
-        return Task(env_id, env_id, None, env_id), Preset("", None, 0.99, q_agg, D4RL[env_id])
-    for family in [*PRESETS, *SAME_AS]:
-        like = SAME_AS.get(family, family)
-        preset = PRESETS[like]
-        for kind in KINDS[preset.dataset]:
-            dataset = f"{family}-{kind}"
-            names = [f"{dataset}-singletask-task{n}-v0" for n in range(1, 6)]
-            if env_id in names:
-                return Task(env_id, f"{dataset}-v0", names.index(env_id) + 1, like), preset
-            if env_id == dataset or (env_id == family and kind == preset.dataset):
-                n = number or preset.default_task
-                return Task(names[n - 1], f"{dataset}-v0", n, like), preset
-    near = difflib.get_close_matches(env_id, [*PRESETS, *SAME_AS, *D4RL], n=3, cutoff=0)
-    raise UserError(f"--env-id {env_id} is unknown; the nearest ids are {', '.join(near)}")
+        preset = Preset("", None, 0.99, q_agg, D4RL[env_id])
+        return Task(env_id, env_id, None, env_id, env_id), preset
+    for family, preset in PRESETS.items():
+        dataset = f"{family}-{preset.dataset}"
+        names = [f"{dataset}-singletask-task{n}-v0" for n in range(1, 6)]
+        if env_id in (family, f"{dataset}-singletask-v0", *names):
+            n = names.index(env_id) + 1 if env_id in names else number or preset.default_task
+            return Task(names[n - 1], f"{dataset}-v0", n, family, f"{dataset}-task{n}"), preset
+    near = difflib.get_close_matches(env_id, [*PRESETS, *D4RL], n=3, cutoff=0)
+    raise UserError(f"--env-id {env_id} is not in PRESETS; near it are {', '.join(near)}")
 
 
 def resolve(args, typed):
@@ -586,20 +557,21 @@ def resolve(args, typed):
         if type(value) in (int, float, tuple) and not np.min(value) >= lowest:
             raise UserError(f"--{name.replace('_', '-')} {value}: give at least {lowest}")
     task, preset = find_task(args.env_id, args.task)
-    if args.task not in (None, task.number):
+    if args.task not in (None, task.task):
         raise UserError(f"--task {args.task} contradicts --env-id {args.env_id}; leave one out")
     origin = {name: "command line" if name in typed else "default" for name in vars(args)}
-    published = task.dataset in (task.preset, f"{task.preset}-{preset.dataset}-v0")
     for name in ("discount", "q_agg", "alpha"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(preset, name))
-            origin[name] = f"{'published' if published else 'not published; as'} for {task.preset}"
-    args.task = task.number
-    args.steps = args.steps or (1_000_000 if task.number else 500_000)
-    folder = "~/.ogbench/data" if task.number else "~/.d4rl/datasets"
+            origin[name] = "not published" if "pointmaze" in task.name else "published"
+    args.task = task.task
+    args.steps = args.steps or (1_000_000 if task.task else 500_000)
+    folder = "~/.ogbench/data" if task.task else "~/.d4rl/datasets"
     args.data_dir = Path(args.data_dir or folder).expanduser()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU; give auto or cpu")
     if args.compile == "auto":
         args.compile = "on" if args.device == "cpu" else "off"
     return task, origin
@@ -607,55 +579,43 @@ def resolve(args, typed):
 
 def run_folder(args, task, origin):
     """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>."""
-    dataset, method = task.dataset.removesuffix("-v0"), METHOD.format(**vars(args))
-    if task.number:
-        dataset += f"-task{task.number}"
+    method = "fql"
     for name in NAMED:
         value = getattr(args, name)
-        if name == "hidden_dims":
-            value = "x".join(map(str, value))
+        if isinstance(value, tuple):
+            same = len(set(value)) == 1
+            value = f"{value[0]}x{len(value)}" if same else "_".join(map(str, value))
         if origin[name] == "command line":
             method += f"-{name}{value}"
-    return args.run_dir.expanduser() / dataset / method / f"seed{args.seed}"
+    return args.run_dir.expanduser() / task.folder / method / f"seed{args.seed}"
 
 
-def check_same(run, part, values):
-    """Raises UserError where the folder holds a run of other settings or other data."""
-    if (run / "config.json").exists():
-        old = json.loads((run / "config.json").read_text())[part]
-        for name, value in json.loads(json.dumps(values, default=str)).items():
-            if name in SAME and old[name] != value:
-                message = f"{run} holds a run with {name} {old[name]}, not {value}"
-                raise UserError(f"{message}; give --overwrite or another --run-dir")
-
-
-def evaluations(run):
-    """eval.csv's columns step, score, return, return_std and length as an array."""
-    return np.loadtxt(run / "eval.csv", delimiter=",", skiprows=1, ndmin=2)
+def write_config(run, args, task, origin, facts):
+    """Writes config.json. Raises UserError where there is one of other settings or data."""
+    config = {
+        "algorithm": ALGORITHM, "env": task._asdict(), "settings": vars(args), "origin": origin,
+        "data": facts, "device": args.device,
+        "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
+    }
+    run.mkdir(exist_ok=True)
+    path, text = run / "config.json", json.dumps(config, indent=1, default=str) + "\n"
+    old, new = json.loads(path.read_text() if path.exists() else text), json.loads(text)
+    for part, name in SAME:
+        if old[part][name] != new[part][name]:
+            message = f"{run} holds a run with {name} {old[part][name]}, not {new[part][name]}"
+            raise UserError(f"{message}; give --overwrite or another --run-dir")
+    path.write_text(text)
 
 
 def report(run, task):
     """Prints the score as the papers take it, and what one wants next."""
-    final = evaluations(run)[-3:, 1] if task.number else evaluations(run)[-1:, 1]
-    print(f"score {final.mean():.1f}, the mean of {len(final)} evaluation(s)\nrun folder: {run}")
+    scores = pandas.read_csv(run / "eval.csv")["score"].tail(3 if task.task else 1)
+    print(f"score {scores.mean():.1f}, the mean of {len(scores)} evaluation(s)\nrun folder: {run}")
     print(f"python tools/rollout.py {run}/checkpoint.pt --video out.gif")
     print(f"tensorboard --logdir {run}")
 
 
-def track(args, run):
-    """Sends what TensorBoard gets to Weights & Biases too."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--track needs wandb: pip install wandb") from error
-    wandb.init(
-        project=args.wandb_project_name, entity=args.wandb_entity, config=vars(args),
-        id="-".join(run.parts[-3:]), resume="allow", dir=run, sync_tensorboard=True,
-    )
-
-
-# ---------------------------------------- main
-
+# -------------------- main
 
 def main(argv=None):
     """The command line. Raises UserError."""
@@ -664,32 +624,30 @@ def main(argv=None):
     typed = {x.split("=")[0].lstrip("-").removeprefix("no-").replace("-", "_") for x in argv}
     task, origin = resolve(args, typed)
     run = run_folder(args, task, origin)
-    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
-    print(f"{ALGORITHM.upper()} on {task.name}, {gpu}")
+    print(f"{ALGORITHM.upper()} on {task.name}")
     for name, value in vars(args).items():
         print(f"  {name:<20} {value!s:<22} {origin[name]}")
+    if args.device == "cuda":
+        print(torch.cuda.get_device_name())
     run.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{run}.lock", timeout=0):
         if args.overwrite:
             shutil.rmtree(run, ignore_errors=True)
-        check_same(run, "settings", vars(args))
-        if (run / "eval.csv").exists() and evaluations(run)[-1, 0] >= args.steps:
-            print("this run is finished; more --steps continue it")
-            return report(run, task)
-        data, facts = load_data(task, args.data_dir, args.device)
-        for name, value in facts.items():
-            print(f"  {name:<20} {value}")
-        check_same(run, "data", facts)
-        run.mkdir(exist_ok=True)
-        config = {
-            "algorithm": ALGORITHM, "env": task._asdict(), "settings": vars(args),
-            "origin": origin, "data": facts, "device": args.device,
-            "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
-        }
-        (run / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
-        if args.track:
-            track(args, run)
-        train(args, task, run, data)
+        done = pandas.read_csv(run / "eval.csv")["step"] if (run / "eval.csv").exists() else [0]
+        if max(done) >= args.steps:
+            print("this run has finished; more --steps continue it")
+        else:
+            data, facts = load_data(task, args.data_dir, args.device)
+            for name, value in facts.items():
+                print(f"  {name:<20} {value}")
+            write_config(run, args, task, origin, facts)
+            if args.track:
+                import wandb
+
+                names = {"project": args.wandb_project_name, "entity": args.wandb_entity}
+                names |= {"id": "-".join(run.parts[-3:]), "resume": "allow", "dir": run}
+                wandb.init(**names, config=vars(args), sync_tensorboard=True)
+            train(args, task, run, data)
     report(run, task)
 
 
@@ -698,5 +656,5 @@ if __name__ == "__main__":
         main()
     except filelock.Timeout as error:
         sys.exit(f"error: another process holds {error.lock_file}; wait for it or stop it")
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
+    except (UserError, OSError, ImportError, torch.OutOfMemoryError) as error:
         sys.exit(f"error: {error}")
