@@ -4,34 +4,29 @@
 
 A one-step actor f(s, z) turns a state s and a latent z into an action. K latents per state become
 K candidates; the dataset action is routed to the nearest one, and only that winner is cloned and
-guided by the critic. Acting takes one latent and one pass.
+guided by the critic. Acting takes one latent and one pass. One update, from a batch (s, a, r, m,
+s') with m = 0 where s' must not be bootstrapped from:
 
-One update, from a batch (s, a, r, m, s'), where m = 0 means: do not bootstrap from s':
   1. sample_latents: z uniform in the ball of radius sqrt(A) in R^A, A action dimensions
   2. critic_loss: a' = clip(f(s', z')), y = r + discount * m * agg_i Qbar_i(s', a'),
      L_critic = mean_{i, batch} (Q_i(s, a) - y)^2, agg = mean or min (q_agg)
-  3. sample_candidates: a_k = clip(f(s, z_k)), k = 1..K; no gradient reaches a loser, so no graph
-  4. route: k* = argmin_k |a_k - a|^2, the first of equals
-  5. actor_loss: L_actor = bc_coef * mean_{batch, A} (a_k* - a)^2 - mean(q) / max(mean |q|, 1e-6),
+  3. sample_candidates, route: a_k = clip(f(s, z_k)), k = 1..K; k* = argmin_k |a_k - a|^2
+  4. actor_loss: L_actor = bc_coef * mean_{batch, A} (a_k* - a)^2 - mean(q) / max(mean |q|, 1e-6),
      q = min_i Q_i(s, a_k*); the critics and the divisor are held constant
-  6. update: one Adam step on L_critic + L_actor, both at the same parameters;
+  5. update: one Adam step on L_critic + L_actor, both at the same parameters;
      Qbar <- Qbar + tau * (Q - Qbar), with Q from before that step
 """
 
 import copy
 import difflib
 import hashlib
-import importlib
 import json
 import os
-import pickle
 import shutil
 import signal
 import sys
 import time
 import warnings
-import zipfile
-import zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -201,12 +196,11 @@ def actor_loss(
 def losses(networks, batch, noise, args):
     """L_critic + L_actor, both at the same parameters, and the metrics of both."""
     actor, critic, target_critic = (networks[x] for x in ("actor", "critic", "target_critic"))
-    next_z, latents = noise["next_latents"], noise["latents"]
-    settings = args.bc_coef, args.actor_q_agg, args.normalize_q, args.routing_dtype
     loss_c, metrics_c = critic_loss(
-        actor, critic, target_critic, batch, next_z, args.discount, args.q_agg
+        actor, critic, target_critic, batch, noise["next_latents"], args.discount, args.q_agg
     )
-    loss_a, metrics_a = actor_loss(actor, critic, batch, latents, *settings)
+    settings = args.bc_coef, args.actor_q_agg, args.normalize_q, args.routing_dtype
+    loss_a, metrics_a = actor_loss(actor, critic, batch, noise["latents"], *settings)
     return loss_c + loss_a, metrics_c | metrics_a
 
 
@@ -232,11 +226,12 @@ def diagnostics(actor, batch, noise):
     winner_share = torch.bincount(route(candidates, a), minlength=K) / B
     # spread = mean_k |a_k - mean_j a_j|^2 / A; over ordered pairs it is 2K / (K - 1) times that
     spread = candidates.var(1, correction=0).mean()
-    distance = (spread * 2 * K / max(K - 1, 1)).sqrt()
-    entropy = torch.special.entr(winner_share).sum()
-    mse = (actor(s, noise["next_latents"]).clamp(-1, 1) - a).square().mean()
-    names = ("candidate_spread", "pairwise_distance", "winner_entropy", "mse")
-    return dict(zip(names, (spread, distance, entropy, mse), strict=True))
+    return {
+        "candidate_spread": spread,
+        "pairwise_distance": (spread * 2 * K / max(K - 1, 1)).sqrt(),
+        "winner_entropy": torch.special.entr(winner_share).sum(),
+        "mse": (actor(s, noise["next_latents"]).clamp(-1, 1) - a).square().mean(),
+    }
 
 
 @torch.no_grad()
@@ -249,9 +244,7 @@ def act(actor, observation, action_dim, generator):
 
 # -------------------- data
 
-BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, IndexError, RuntimeError,
-               zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
-
+MIRROR = "huggingface.co/datasets/zhouzypaul/ogbench_datasets"
 
 class UserError(Exception):
     """A mistake that the user can correct. The command line prints its message alone."""
@@ -259,7 +252,11 @@ class UserError(Exception):
 
 def benchmark_of(name):
     """The module that makes an environment and its dataset."""
-    return ogbench if "-singletask" in name else importlib.import_module("tools.d4rl_compat")
+    if "-singletask" in name:
+        return ogbench
+    from tools import d4rl_compat
+
+    return d4rl_compat
 
 
 class Episode(gymnasium.Wrapper):
@@ -305,18 +302,15 @@ def load_data(task, data_dir, device):
             with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # one run downloads
                 benchmark.download_datasets([task.dataset], data_dir)
     except OSError as error:
+        place = MIRROR if benchmark is ogbench else "d4rl's server"
         message = f"{path} cannot be downloaded ({error}); put {' and '.join(files)} there"
-        if benchmark is ogbench:
-            message += ", from huggingface.co/datasets/zhouzypaul/ogbench_datasets"
-        raise UserError(f"{message} or from tools/collect.py") from error
+        raise UserError(f"{message}, from {place} or tools/collect.py") from error
     try:
         options = {"dataset_only": True, "cur_env": env}
         data, _ = benchmark.make_env_and_datasets(task.name, data_dir, **options)
-        if benchmark is ogbench:
-            source = str(np.load(path).get("source", "official or unknown"))
-        else:
-            source = benchmark.source_of_dataset(path)
-    except BROKEN_FILE as error:
+        marks = np.load(path) if benchmark is ogbench else benchmark.load_marks(path)
+        source = str(marks.get("source", "official or unknown"))
+    except Exception as error:  # whatever a damaged file makes its readers raise
         raise UserError(f"dataset {path} cannot be read ({error!r}); delete it") from error
     for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if data[key].shape[1:] != space.shape or not np.isfinite(data[key]).all():
@@ -336,8 +330,8 @@ def load_data(task, data_dir, device):
 
 def sample_batch(data, batch_size, generator):
     """A batch drawn uniformly: a dict like data, with B rows."""
-    size, options = len(data["rewards"]), {"generator": generator, "device": generator.device}
-    index = torch.randint(size, (batch_size,), **options)
+    n, device = len(data["rewards"]), generator.device
+    index = torch.randint(n, (batch_size,), generator=generator, device=device)
     return {key: tensor[index] for key, tensor in data.items()}
 
 
@@ -366,7 +360,7 @@ def evaluate(policy, envs, episodes, key, run):
         observations, _, terminated, truncated, info = envs.step(policy(observations))
         needs_reset = terminated | truncated
         for i in np.flatnonzero(needs_reset & (played < share)):  # further episodes do not count
-            finished.append((info["score"][i], info["return"][i], info["length"][i]))
+            finished.append([info[name][i] for name in ("score", "return", "length")])
         played += needs_reset
     score, total, length = np.mean(finished, axis=0).tolist()
     return_std = np.std(finished, axis=0).tolist()[1]
@@ -379,12 +373,12 @@ def load_checkpoint(path, device):
     """What train saved. Raises UserError."""
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["algorithm"] == ALGORITHM:
-            return saved
-        error = ValueError(f"it is {saved['algorithm']}.py's")
-    except BROKEN_FILE as broken:
-        error = broken
-    raise UserError(f"checkpoint {path} cannot be used ({error!r:.99}); --overwrite trains anew")
+    except Exception as error:  # whatever a damaged file makes torch raise
+        message = f"checkpoint {path} cannot be read ({error!r:.99}); --overwrite trains anew"
+        raise UserError(message) from error
+    if saved["algorithm"] != ALGORITHM:
+        raise UserError(f"checkpoint {path} is {saved['algorithm']}.py's, not {ALGORITHM}.py's")
+    return saved
 
 
 def load_policy(path, device="cpu", seed=0):
@@ -415,7 +409,15 @@ class Run:
             self.noise_generator.set_state(saved["noise_generator"].cpu())
             self.step, self.rows = saved["step"], saved["rows"]
             print(f"resumed at update {self.step:,}")
+        if args.track:
+            import wandb
+
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity}
+            names |= {"id": "-".join(folder.parts[-3:]), "resume": "allow", "dir": folder}
+            wandb.init(**names, config=vars(args), sync_tensorboard=True)
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
+        rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
+        self.writer.add_text("hyperparameters", "\n".join(["|setting|value|", "|-|-|", *rows]))
         self.stop_signal = 0  # Ctrl-C and SIGTERM end a run where it can be saved
         signal.signal(signal.SIGINT, self.receive)
         signal.signal(signal.SIGTERM, self.receive)
@@ -533,11 +535,8 @@ D4RL = {  # bc_coef
     "relocate-human-v1": 10.0, "relocate-cloned-v1": 10.0, "relocate-expert-v1": 10.0,
 }
 LOWEST = dict.fromkeys(("seed", "lr", "tau", "discount", "bc_coef", "snapshot_interval"), 0)
-# A run's folder is named after those of NAMED that were typed; a run keeps all of SAME.
 NAMED = ("bc_coef", "discount", "q_agg", "actor_q_agg", "normalize_q", "routing_dtype",
-         "batch_size", "lr", "tau", "hidden_dims")
-SAME = [("settings", name) for name in (*NAMED, "eval_interval", "eval_episodes", "eval_envs",
-        "compile", "device")] + [("data", "fingerprint"), ("data", "simulator")]
+         "batch_size", "lr", "tau", "hidden_dims")  # in a run's folder, where not standard
 
 
 def find_task(env_id, number=None):
@@ -557,8 +556,8 @@ def find_task(env_id, number=None):
 
 
 def resolve(args, typed):
-    """Checks args and fills in what is published, in place. Returns the Task and where each
-    setting came from. Raises UserError."""
+    """Checks args and fills in what is unset, in place. Returns the Task and where each setting
+    came from. Raises UserError."""
     for name, value in vars(args).items():
         lowest = LOWEST.get(name, 1)
         if type(value) in (int, float, tuple) and not np.min(value) >= lowest:
@@ -584,33 +583,38 @@ def resolve(args, typed):
     return task, origin
 
 
-def run_folder(args, task, origin):
-    """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>."""
+def run_folder(args, task):
+    """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>, of settings that differ
+    from the published or default ones."""
+    _, preset = find_task(task.name)
+    standard = vars(Args(args.env_id)) | preset._asdict()
     method = f"drol-k{args.k}"
     for name in NAMED:
         value = getattr(args, name)
-        if isinstance(value, tuple):
-            same = len(set(value)) == 1
-            value = f"{value[0]}x{len(value)}" if same else "_".join(map(str, value))
-        if origin[name] == "command line":
-            method += f"-{name}{value}"
+        if isinstance(value, tuple) and len(set(value)) == 1:
+            value = (value[0], len(value))  # 512x4
+        if getattr(args, name) != standard[name]:
+            method += f"-{name}{'x'.join(map(str, value)) if isinstance(value, tuple) else value}"
     return args.run_dir.expanduser() / task.folder / method / f"seed{args.seed}"
 
 
 def write_config(run, args, task, origin, facts):
-    """Writes config.json. Raises UserError where there is one of other settings or data."""
+    """Writes config.json. Raises UserError where it holds another configuration or other data."""
     config = {
         "algorithm": ALGORITHM, "env": task._asdict(), "settings": vars(args), "origin": origin,
-        "data": facts, "device": args.device,
+        "data": facts,
         "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
     }
     run.mkdir(exist_ok=True)
     path, text = run / "config.json", json.dumps(config, indent=1, default=str) + "\n"
-    old, new = json.loads(path.read_text() if path.exists() else text), json.loads(text)
-    for part, name in SAME:
-        if old[part][name] != new[part][name]:
-            message = f"{run} holds a run with {name} {old[part][name]}, not {new[part][name]}"
-            raise UserError(f"{message}; give --overwrite or another --run-dir")
+    if path.exists():
+        old = json.loads(path.read_text())
+        old, new = old["settings"] | old["data"], vars(args) | facts
+        for name in ("eval_interval", "eval_episodes", "eval_envs", "compile", "device",
+                     "fingerprint", "simulator"):
+            if old[name] != new[name]:
+                message = f"{run} holds a run with {name} {old[name]}, not {new[name]}"
+                raise UserError(f"{message}; give --overwrite or another --run-dir")
     path.write_text(text)
 
 
@@ -630,7 +634,7 @@ def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     typed = {x.split("=")[0].lstrip("-").removeprefix("no-").replace("-", "_") for x in argv}
     task, origin = resolve(args, typed)
-    run = run_folder(args, task, origin)
+    run = run_folder(args, task)
     print(f"{ALGORITHM.upper()} on {task.name}")
     for name, value in vars(args).items():
         print(f"  {name:<20} {value!s:<22} {origin[name]}")
@@ -648,12 +652,6 @@ def main(argv=None):
             for name, value in facts.items():
                 print(f"  {name:<20} {value}")
             write_config(run, args, task, origin, facts)
-            if args.track:
-                import wandb
-
-                names = {"project": args.wandb_project_name, "entity": args.wandb_entity}
-                names |= {"id": "-".join(run.parts[-3:]), "resume": "allow", "dir": run}
-                wandb.init(**names, config=vars(args), sync_tensorboard=True)
             train(args, task, run, data)
     report(run, task)
 

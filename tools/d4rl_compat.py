@@ -295,7 +295,7 @@ def load_dataset(path, name):
     return data | {"terminals": last.astype(np.float32)}
 
 
-def source_of_dataset(path):
-    """Where a D4RL file says that it came from: tools/collect.py marks its own. Raises OSError."""
+def load_marks(path):
+    """The attributes of a dataset's file; `source` is tools/collect.py's. Raises OSError."""
     with h5py.File(path) as file:
-        return str(file.attrs.get("source", "official or unknown"))
+        return dict(file.attrs)
