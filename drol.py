@@ -272,10 +272,7 @@ class Episode(gymnasium.Wrapper):
         summary = {}
         if terminated or truncated:
             total, length = info["episode"]["r"], info["episode"]["l"]
-            if "success" in info:
-                score = info["success"]
-            else:
-                score = self.unwrapped.get_normalized_score(total)
+            score = info["success"] if "success" in info else info["normalized_score"]
             summary = {"score": 100.0 * score, "return": total, "length": length}
         return observation, reward, terminated, truncated, summary
 

@@ -228,6 +228,7 @@ class D4RLEnv(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        self.total = 0.0
         if seed is not None:
             self.inner.seed(seed)
             np.random.seed(seed)  # AntMaze draws its goal from NumPy's global generator
@@ -237,6 +238,8 @@ class D4RLEnv(gymnasium.Env):
     def step(self, action):
         observation, reward, done, info = self.env.step(action)
         truncated = info.pop("TimeLimit.truncated", False)  # only at the limit, and False where it was done as well
+        self.total += float(reward)
+        info["normalized_score"] = self.get_normalized_score(self.total)
         return observation, float(reward), bool(done and not truncated), truncated, info
 
     def render(self):
