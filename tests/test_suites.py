@@ -349,7 +349,8 @@ def test_a_stopped_suite_saves_its_runs_and_goes_on_when_called_again(program, t
     else:
         kill_session(suite.pid, signal.SIGTERM)  # as a batch system does
     out, _ = suite.communicate(timeout=60)
-    assert suite.returncode == 130 and "exit code 137" in out, out
+    assert suite.returncode == 130 and out.count("exit code 137") == 1, out
+    assert out.count("exit code 143") == 3, out  # it has waited until they had saved
     assert out.splitlines()[-1].startswith("stopped")
     pids = [pid for pid, *_ in program.started()]
     assert len(pids) == 4 and not any(map(alive, pids))
