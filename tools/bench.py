@@ -12,8 +12,8 @@ ratio          update_ms / floor_ms
 action_ms      acting on one observation
 peak_mb        the process's memory (CPU) or torch's (GPU)
 
-With F = 2 x batch x weights, the floor counts (K + 4) F_actor + 12 F_critic, or 4 F_actor + 12 F_critic
-at K = 1, where there is nothing to route; for FQL 13 F_flow + 4 F_actor + 12 F_critic.
+With F = 2 x batch x weights, the floor counts (K + 4) F_actor + 12 F_critic; at K = 1, where there
+is nothing to route, 4 F_actor + 12 F_critic; for FQL 13 F_flow + 4 F_actor + 12 F_critic.
 """
 
 import multiprocessing
@@ -164,8 +164,8 @@ def check(args):
         raise drol.UserError("give --k, --fql or both")
     counts = [*args.k, *args.hidden_dims, args.batch_size, args.observation_dim, args.action_dim]
     if min(counts) < 1 or not args.hidden_dims or args.seconds <= 0:
-        raise drol.UserError("give 1 or more to --k, --batch-size, --hidden-dims and the dimensions, "
-                             "and more than 0 to --seconds")
+        raise drol.UserError("give 1 or more to --k, --batch-size, --hidden-dims and the "
+                             "dimensions, and more than 0 to --seconds")
     if args.device != "auto":
         try:
             torch.zeros(1, device=args.device)

@@ -182,7 +182,7 @@ def scaling(runs):
         for y, k, i in sorted(ends):
             level = max(y, level + 0.06 * axis.get_ylim()[1])  # so that labels do not overlap
             text = numbered([keys[0] for keys, _ in groups])[i]
-            axis.annotate(text, (1.2 * k, level), color=COLORS[i % 8], fontsize=8, va="center")
+            axis.text(1.2 * k, level, text, color=COLORS[i % 8], fontsize=8, va="center")
     add_caption(figure, "Means over the last tenth of training. Dots: one per seed. Line: their "
                 "mean.", [keys[1] for keys, _ in groups])
     return pd.concat(tables), figure
@@ -239,14 +239,15 @@ def route_once(path, run, data):
     before = drol.sample_candidates(networks["actor"], s, noise["latents"])  # (B, K, 2)
     drol.update(networks, optimizer, batch, noise, settings)
     after = drol.sample_candidates(networks["actor"], s, noise["latents"])
-    old, new = drol.route(before, a), drol.route(after, a)
+    old, new, each = drol.route(before, a), drol.route(after, a), torch.arange(len(a))
+    apart = (before[each, old] - before[each, new]).norm(dim=1)
     candidates = torch.cat([before, after, a[:, None].expand_as(before)], dim=2)  # (B, K, 6)
     index = pd.MultiIndex.from_product([range(len(a)), range(settings.k)], names=["state", "k"])
     columns = ["x", "y", "x_after", "y_after", "action_x", "action_y"]
     table = pd.DataFrame(candidates.flatten(0, 1).numpy(), index, columns).reset_index()
-    per_state = pd.DataFrame({"row": rows, "old": old, "new": new, "spread": before.var(1).sum(1)})
-    each = torch.arange(len(a))
-    per_state["apart"] = (before[each, old] - before[each, new]).norm(dim=1)
+    per_state = {"row": rows, "old": old, "new": new, "apart": apart}
+    per_state["spread"] = before.var(1).sum(1)
+    per_state = pd.DataFrame({name: tensor.numpy() for name, tensor in per_state.items()})
     per_state["states_changed"] = (old != new).sum().item()  # of the batch
     per_state["updates"] = int(path.stem.removeprefix("snapshot"))
     return table.join(per_state, on="state"), s, critic

@@ -118,7 +118,8 @@ def load_runs(folder, published):
     if not rows:
         columns = ["path", "env", "family", "suites", "k", "score", *SWEEP]
         return pd.DataFrame(columns=columns), pd.DataFrame(columns=columns)
-    runs = pd.DataFrame(rows).sort_values([*SWEEP, "k", "seed"]).astype({"k": "Int64"})
+    runs = pd.DataFrame(rows).sort_values(["task", "variant", "k", "seed"])
+    runs = runs.astype({"k": "Int64", "published_k": "Int64"})  # missing for FQL
     return runs, runs.drop(columns="score").merge(pd.concat(curves), on="path")
 
 
@@ -156,7 +157,7 @@ def load_runtime(path):
             rounds = pd.read_csv(released)
         rounds["code"] = "this code"
         if "routing_dtype" in rounds:
-            rounds.loc[rounds.routing_dtype != "float32", "code"] += ", routing in bfloat16"
+            rounds.loc[rounds.routing_dtype == "bfloat16", "code"] += ", routing in bfloat16"
         rounds["times_as_fast"] = rounds.released_ms / rounds.update_ms
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise drol.UserError(f"{path} or {released} is not usable: {error!r}") from error
@@ -217,7 +218,7 @@ def results(runs):
         paper = published_scores.loc[family] if family in published_scores.index else {"tasks": 5}
         for suite, column in SUITES.items():
             common = {"family": family, "method": suite, "published": paper.get(column, math.nan),
-                      "of_tasks": int(paper["tasks"])}
+                      "of_tasks": int(paper["tasks"]), "unfinished": 0}
             mine = by_suite[(by_suite.family == family) & (by_suite.suites == suite)]
             if mine.empty:
                 rows.append(common | {"tasks": 0, "seeds": 0, "condition": "not run"})
@@ -257,7 +258,7 @@ def results_markdown(table):
         if 0 < row.tasks < row.of_tasks:
             tasks += f" ({row.which})"
         if row.unfinished > 0:
-            note += f" ({row.unfinished:.0f} unfinished left out)"
+            note += f" ({row.unfinished} unfinished left out)"
         if row.published >= 0:
             paper = f"{row.published:.0f}"
         cells = [row.family, row.method, ours, middle, paper, tasks, str(row.seeds), note]
