@@ -88,7 +88,7 @@ def add_caption(figure, text, conditions=()):
         for extra, places in rest.groupby(rest, sort=False).groups.items():
             if extra:
                 lines.append(f"{', '.join(f'({i + 1})' for i in places)}: {extra}.")
-    lines = [textwrap.fill(line, int(16.5 * figure.get_figwidth())) for line in lines]
+    lines = [textwrap.fill(line, int(17.8 * figure.get_figwidth())) for line in lines]
     figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", color="#333333")
 
 
@@ -101,12 +101,12 @@ def score_axis(axis, cell):
 
 def learning_curves(curves):
     """curves: a row per evaluation of a run."""
-    ks = curves.groupby(records.SWEEP).k.transform("nunique")
-    curves = curves[(ks <= 3) | (curves.k == 16) | (curves.k == curves.published_k)]
     keys = ["task", "condition", "method"]
     table = records.over_seeds(curves, [*keys, "step"], "score").set_index(keys)
     table["of_seeds"] = curves.groupby(keys).path.nunique()
     table = table[table.seeds == table.of_seeds].reset_index()  # steps that every seed has
+    ks = curves.groupby(records.SWEEP).k.transform("nunique")  # of a sweep, the paper's K alone
+    curves = curves[(ks <= 3) | (curves.k == 16) | (curves.k == curves.published_k)]
     plots = []
     for (_, condition), cell in curves.groupby(["task", "condition"], sort=False):
         names = cell.method.unique()
