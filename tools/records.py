@@ -39,9 +39,10 @@ def load_run(path, published):
     """A run's folder as a row of the table of runs, and its evaluations as a table."""
     config = json.loads((path / "config.json").read_text())
     settings, env, data = config["settings"], config["env"], config["data"]
-    curve = pd.DataFrame(columns=["step", "score"]).astype({"step": int, "score": float})
     if (path / "eval.csv").exists():
-        curve = pd.read_csv(path / "eval.csv")[["step", "score"]]
+        curve = pd.read_csv(path / "eval.csv", usecols=["step", "score"])
+    else:
+        curve = pd.DataFrame({"step": np.array([], int), "score": np.array([], float)})
     finished = len(curve) > 0 and curve.step.max() >= settings["steps"]
     if env["task"]:
         task = env["dataset"].removesuffix("-v0").removesuffix("-play").removesuffix("-navigate")
@@ -90,7 +91,7 @@ def in_suite(suite, config, published):
         return False
     if row is None:  # not published: the settings that the program takes for it
         weight = "alpha" if suite == "FQL" else "bc_coef"
-        typed = config["origin"][weight] == "command line"
+        typed = config["origin"].get(weight) == "command line"
         return suite != "DROL*" and settings.get("k", 16) == 16 and not typed
     names = ["k", "bc_coef", "alpha", "discount", "q_agg"]
     return all(settings[name] == row[name] for name in names if pd.notna(row[name]))
