@@ -267,6 +267,23 @@ def test_settings_stand_in_the_caption(tmp_path):
             assert axis.get_position().height > 0.4 and axis.get_position().width > 0.3
 
 
+def test_long_titles_are_not_cut(tmp_path):
+    """The longest names of the suites, in nine panels and in ten, stay inside their columns."""
+    for size in ("medium", "large"):
+        for task in range(1, 6):
+            env = f"humanoidmaze-{size}-navigate-singletask-task{task}-v0"
+            made_up_run(tmp_path, env, [task, task])
+    _, curves = load(tmp_path)
+    for count in (9, 10):
+        tasks = curves.task.unique()[-count:]
+        _, figure = figures.learning_curves(curves[curves.task.isin(tasks)])
+        figure.draw_without_rendering()
+        boxes = [axis._left_title.get_window_extent() for axis in figure.axes[:count]]
+        assert max(box.x1 for box in boxes) < figure.bbox.width
+        rows = zip(boxes, boxes[1:], strict=False)
+        assert all(a.x1 < b.x0 for a, b in rows if abs(a.y0 - b.y0) < 1)
+
+
 def test_seeds_without_a_common_evaluation(tmp_path):
     """One seed was cut off after an evaluation that the other does not have: no mean yet."""
     scene = "scene-play-singletask-task1-v0"

@@ -58,7 +58,7 @@ def panels(titles, height=2.3):
     """A figure with an axis per title; up to nine fit the width of a page."""
     count = len(titles)
     columns = {1: 1, 2: 2, 4: 2}.get(count, 3 if count <= 9 else 5)
-    rows, width = math.ceil(count / columns), max(2.75, 8.25 / columns)
+    rows, width = math.ceil(count / columns), max(3.0 if columns == 5 else 2.75, 8.25 / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows + 1),
                                 squeeze=False, layout="constrained")
     for axis in axes.flat:
@@ -68,7 +68,7 @@ def panels(titles, height=2.3):
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     for axis, title in zip(axes.flat, titles, strict=False):
-        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_title(title, fontsize=8, loc="left")
     return figure, axes.flat[:count]
 
 
