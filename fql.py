@@ -582,10 +582,12 @@ def run_folder(args, task):
     method = "fql"
     for name in NAMED:
         value = getattr(args, name)
-        if isinstance(value, tuple) and len(set(value)) == 1:
-            value = (value[0], len(value))  # 512x4
-        if getattr(args, name) != standard[name]:
-            method += f"-{name}{'x'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        if value != standard[name]:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            if isinstance(value, tuple):
+                same = len(set(value)) == 1
+                text = f"{value[0]}x{len(value)}" if same else "_".join(map(str, value))
+            method += f"-{name}{text}"
     return args.run_dir.expanduser() / task.folder / method / f"seed{args.seed}"
 
 
@@ -631,6 +633,9 @@ def main(argv=None):
         print(f"  {name:<20} {value!s:<22} {origin[name]}")
     if args.device == "cuda":
         print(torch.cuda.get_device_name())
+    fast = args.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    if "bfloat16" in vars(args).values() and not fast:
+        print("WARNING: this processor has no bfloat16 instructions; float32 is faster")
     run.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{run}.lock", timeout=0):
         if args.overwrite:
