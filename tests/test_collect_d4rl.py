@@ -216,6 +216,8 @@ def test_files_that_are_no_policy_are_refused(make_policy, policy_file, tmp_path
     says("shapes")
     savez(b1=np.full(HIDDEN, np.nan, np.float32))
     says("NaN")
+    savez(b1=np.full(HIDDEN, "x"))
+    says("b1")
     savez(b1=np.array([None] * HIDDEN))
     says("cannot be read")
     with open(path, "wb") as file:
@@ -260,7 +262,7 @@ def test_the_file_is_d4rls_and_says_what_it_is(collected, door):
     assert np.flatnonzero(content["timeouts"]).tolist() == [199, 399]
     assert not content["terminals"].any()
     source = door.source_of_dataset(path)
-    assert source.startswith("collected locally: 2 episodes (D4RL's file has 5000), seed 0")
+    assert source.startswith("collected locally: 2 episodes (official size: 5000), seed 0")
     assert len(door.load_dataset(path)["rewards"]) == 398  # a step at a time limit has no next one
 
 
