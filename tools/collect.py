@@ -478,8 +478,7 @@ def check(args):
     if args.env_id in EXPERT and args.policy is None:
         file = f"dapg/policies/{args.env_id.split('-')[0]}-v0.pickle"
         raise UserError(
-            f"--env-id {args.env_id} needs --policy FILE: {file} of "
-            "github.com/aravindr93/hand_dapg"
+            f"--env-id {args.env_id} needs --policy FILE: {file} of github.com/aravindr93/hand_dapg"
         )
     for flag in ("policy", "report"):
         if args.env_id not in EXPERT and getattr(args, flag):
