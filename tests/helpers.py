@@ -16,6 +16,7 @@ every_program = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRA
 ANTMAZE, ADROIT = "antmaze-umaze-v2", "pen-human-v1"
 SMALL = [
     "--steps", "20",
+    "--eval-interval", "20",
     "--hidden-dims", "16", "16",
     "--batch-size", "32",
     "--log-interval", "10",
