@@ -176,7 +176,7 @@ def train(method, data, runs, updates, frames, progress):
 
 FRAMES, FRAME_MS, LAST_FRAME_MS = 60, 120, 4_000
 HOLD = 5  # frames that one dataset action is shown
-FLASH = 3  # frames that a region stays yellow after it changed hands
+FLASH = 1  # frames that a region stays yellow after it changed hands
 PIXELS = 160  # of the picture of the cells, each way
 PLAIN, WON, CHANGED, BORDER = range(4)
 CELL_COLORS = ListedColormap(["#ffffff", "#a9d5f5", "#F0E442", "#a0a0a0"])
