@@ -1,0 +1,100 @@
+"""A tiny environment whose outcome is known, and runs in it: no simulator, no other process."""
+
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import ogbench
+import torch
+
+import drol
+
+NAME = "cube-single-play-singletask-task2-v0"  # under which drol.make_env finds it
+
+
+class Corridor(gymnasium.Env):
+    """An episode of 3 to 7 steps, drawn from its seed, as is whether it ends in success. A step's
+    reward is the first action less 1. Observations (2,): the seed's number, then the step.
+
+    played: everything that happened, as (seed, actions (T, 2)) of each finished episode."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    d4rl = False  # D4RL's environments report no success, but normalise returns
+
+    def __init__(self):
+        self.played, self.seeds = [], []
+        self.model = SimpleNamespace(light_castshadow=np.ones(1, bool))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.t, self.actions = seed, 0, []
+        self.seeds.append(seed)
+        self.length, self.success = outcome(seed)
+        return self.observation(), {"start": True}
+
+    def observation(self):
+        return np.array([self.seed % 1000 / 1000, self.t / 10])
+
+    def step(self, action):
+        assert self.t < self.length, "stepped beyond its end"
+        self.t += 1
+        self.actions.append(np.array(action))
+        over = self.t == self.length
+        if over:
+            self.played.append((self.seed, np.array(self.actions)))
+        reward = float(action[0]) - 1
+        info = {} if self.d4rl else {"success": float(over and self.success)}
+        terminated = over and self.success
+        return self.observation(), reward, terminated, over and not terminated, info
+
+    def get_normalized_score(self, total):
+        return (total + 10) / 20
+
+    def render(self):
+        """An image that says which step it is of."""
+        return np.full((16, 16, 3), 20 * self.t, np.uint8)
+
+
+def outcome(seed):
+    """Length and success of the episode of a seed."""
+    rng = np.random.default_rng(seed)
+    return int(rng.integers(3, 8)), bool(rng.random() < 0.5)
+
+
+def install(monkeypatch):
+    """Makes drol.make_env make corridors, and environments step in this process. Returns a list
+    to which every corridor that is made is added."""
+    made = []
+
+    def make(*args, **kwargs):
+        made.append(Corridor())
+        return made[-1]
+
+    monkeypatch.setattr(ogbench, "make_env_and_datasets", make)
+    monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", gymnasium.vector.SyncVectorEnv)
+    return made
+
+
+def made_up_data(size=100):
+    """Random transitions of two dimensions."""
+    g = torch.Generator().manual_seed(0)
+    uniform = lambda *shape: torch.rand(*shape, generator=g) * 2 - 1
+    return {
+        "observations": uniform(size, 2),
+        "actions": uniform(size, 2),
+        "next_observations": uniform(size, 2),
+        "rewards": uniform(size),
+        "masks": (uniform(size) > -0.8).float(),
+    }
+
+
+def train(folder, program=drol, **settings):
+    """Trains for some updates and returns the final networks, {name: tensor}."""
+    small = {"hidden_dims": (16, 16), "batch_size": 32, "steps": 4, "eval_episodes": 2,
+             "eval_envs": 2, "device": "cpu", "compile": "off"}  # fmt: skip
+    args = program.Args(env_id=NAME, **(small | settings))
+    task, _ = program.resolve(args, set())
+    folder.mkdir(parents=True, exist_ok=True)
+    program.train(args, task, folder, made_up_data())
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["networks"]
