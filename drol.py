@@ -317,8 +317,10 @@ def load_data(task, data_dir, device):
     try:
         options = {"dataset_only": True, "cur_env": env}
         data, _ = benchmark.make_env_and_datasets(task.name, data_dir, **options)
-        marks = np.load(path) if benchmark is ogbench else benchmark.load_marks(path)
-        source = str(marks.get("source", "official or unknown"))
+        if benchmark is ogbench:
+            source = str(np.load(path).get("source", "official or unknown"))
+        else:
+            source = benchmark.source_of_dataset(path)
     except BROKEN_FILE as error:
         raise UserError(f"dataset {path} cannot be read ({error!r}); delete it") from error
     for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
@@ -429,7 +431,8 @@ def load_checkpoint(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         algorithm = saved["algorithm"]
     except (*BROKEN_FILE, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error!r:.99})") from error
+        advice = "restore it, or train anew with --overwrite"
+        raise UserError(f"checkpoint {path} cannot be read ({error!r:.99}); {advice}") from error
     if algorithm != ALGORITHM:
         raise UserError(f"checkpoint {path} is {algorithm}.py's, not {ALGORITHM}.py's")
     return saved
@@ -619,8 +622,8 @@ def check_args(args):
 
 
 def resolve(args, typed):
-    """Fills in what is unset, in place. Returns the Task, its Preset, and where each setting came
-    from. Raises UserError."""
+    """Fills in what is unset, in place. Returns the Task and where each setting came from. Raises
+    UserError."""
     check_args(args)
     task, preset = find_task(args.env_id, args.task)
     if args.task not in (None, task.number):
@@ -639,11 +642,12 @@ def resolve(args, typed):
     if args.compile == "auto":
         compiles = args.device == "cpu" and shutil.which(os.environ.get("CXX", "g++"))
         args.compile = "on" if compiles else "off"
-    return task, preset, origin
+    return task, origin
 
 
-def run_folder(args, task, preset):
+def run_folder(args, task):
     """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>."""
+    _, preset = find_task(task.name)
     standard = vars(Args(args.env_id)) | preset._asdict()
     method = f"drol-k{args.k}"
     for name in NAMED:
@@ -683,9 +687,10 @@ def main(argv=None):
     """The command line. Raises UserError."""
     argv = sys.argv[1:] if argv is None else argv
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    typed = {x.split("=")[0].lstrip("-").removeprefix("no-").replace("-", "_") for x in argv}
-    task, preset, origin = resolve(args, typed)
-    folder = run_folder(args, task, preset)
+    flags = [x.split("=")[0].removeprefix("--") for x in argv if x.startswith("--")]
+    typed = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
+    task, origin = resolve(args, typed)
+    folder = run_folder(args, task)
     print(f"{ALGORITHM.upper()} on {task.name}")
     for name, value in vars(args).items():
         print(f"  {name:<20} {value!s:<22} {origin[name]}")

@@ -343,7 +343,7 @@ def load_dataset(path, name):
     return data | {"terminals": last.astype(np.float32)}
 
 
-def load_marks(path):
-    """The attributes of a dataset's file; `source` is tools/collect.py's. Raises OSError."""
+def source_of_dataset(path):
+    """Where a D4RL file says that it came from: tools/collect.py marks its own. Raises OSError."""
     with h5py.File(path) as file:
-        return dict(file.attrs)
+        return str(file.attrs.get("source", "official or unknown"))
