@@ -102,43 +102,15 @@ def test_links_lead_to_files_and_headings(page):
 # -------------------- numbers
 
 
-def published(task, method):
-    """The papers' score of a D4RL task, or of an OGBench task's family; None: there is none."""
-    if task.endswith(("-v1", "-v2")):
-        path = "testdata/published_per_task.csv"
-        scores = [x["mean"] for x in read(path) if (x["task"], x["method"]) == (task, method)]
-        return scores[0] if scores else None
-    (row,) = [x for x in read("testdata/published_results.csv") if task.startswith(x["group"])]
-    return row[{"DROL(16)": "DROL16", "FQL": "FQL"}[method]]
-
-
-def check_runs(rows):
-    """A row per run, which links its eval.csv. Columns: updates."""
+def check_local(rows):
+    """Columns: the score of each seed."""
     for row in rows:
-        label, path = re.fullmatch(r"\[(.*)\]\((.*)\)", row.pop("updates")).groups()
-        task, method = re.fullmatch(r"(?:(.*), )?(.*)", label).groups()
-        folder, name = Path(path).parts[2:4]
-        assert task is None or folder == f"{task}-v1"
-        assert name == {"DROL(16)": "drol-k16", "FQL": "fql"}[method]
-        score = published(folder, method)
-        cell = row.pop("published")
-        assert cell == "" if score is None else agrees(cell, score)
-        for step, cell in row.items():
-            value = find(path, step=step.replace(",", ""))["score"]
-            assert agrees(cell, value), (label, step, value)
-
-
-def check_released(rows):
-    """Columns: updates. In a cell: the scores of seeds 0, 1, 2."""
-    path = "results/released_code/curves.csv"
-    for row in rows:
-        method, code = row.pop("updates").split(", ")
-        method = {"DROL(4)": "drol-k4", "FQL": "fql-alpha300"}[method]
-        for step, cell in row.items():
-            keys = {"method": method, "code": code, "metric": "success"}
-            keys["step"] = step.replace(",", "")
-            seeds = [find(path, seed=seed, **keys)["value"] for seed in "012"]
-            assert all(map(agrees, cell.split(", "), seeds)), (method, code, step, seeds)
+        keys = {"suite": "local", "task": row["task"], "method": "fql"}
+        if row["method"] != "FQL":
+            keys |= {"method": "drol", "k": row["method"].removeprefix("DROL K = ")}
+        for seed in "01":
+            value = find("results/local/runs.csv", seed=seed, **keys)["score"]
+            assert agrees(row[f"seed {seed}"], value), (row, value)
 
 
 def check_settings(rows):
@@ -217,9 +189,7 @@ SETTINGS = "testdata/published_settings.csv"
 PAPER = {row["group"] for row in read("testdata/published_results.csv")}
 COLUMNS = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}
 TABLES = {  # page, heading, which of its tables, check
-    "published settings": ("README.md", "Published settings.*", 0, check_runs),
-    "experts": ("README.md", "Published settings.*", 1, check_runs),
-    "released code": ("README.md", "Beside the released code", 0, check_released),
+    "local runs": ("README.md", "Results", 0, check_local),
     "settings": ("README.md", "Settings", 0, check_settings),
     "speed": ("README.md", "Speed", 0, check_speed),
     "settings of D4RL": ("docs/data.md", "Published settings", 0, check_d4rl_settings),
@@ -245,6 +215,20 @@ def test_a_changed_number_is_noticed(name):
         with pytest.raises((AssertionError, LookupError, OSError, ValueError)):
             check(rows_of(changed))
             pytest.fail(f"unnoticed: {changed.splitlines()[lines[: match.start()].count(chr(10))]}")
+
+
+def test_numbers_of_the_toy():
+    """The sentences below the animation."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    data = find("results/toy/toy.csv", method="data")
+    k16 = find("results/toy/toy.csv", method="DROL, K = 16", update="3000")
+    flow = find("results/toy/toy.csv", method="FQL", update="3000")
+    pattern = r"mean Q ([\d.]+), above the data's ([\d.]+); ([\d.]+) of its samples "
+    pattern += r".* with mean Q ([\d.]+) and ([\d.]+) in the support"
+    cells = re.search(pattern, text).groups()
+    values = (k16["mean_q"], data["mean_q"], k16["in_support"], flow["mean_q"], flow["in_support"])
+    assert all(map(agrees, cells, values)), values
+    assert float(k16["modes_covered"]) == float(flow["modes_covered"]) == 1
 
 
 def test_scores_of_the_demo():
