@@ -180,7 +180,7 @@ case ${1:-} in
     smoke) laptop 4 data/smoke --run-dir runs/smoke --steps 1000 --log-interval 200 \
         --eval-episodes 4 --eval-envs 2 --overwrite "${@:2}" ;;
     demo) laptop 100 data --steps 30000 --eval-interval 5000 --log-interval 1000 "${@:2}" ;;
-    test) setup; OMP_NUM_THREADS=1 "$python" -m pytest -qn "$(nproc)" "${@:2}" test_drol.py tests ;;
+    test) setup; OMP_NUM_THREADS=1 "$python" -m pytest -q -n "$(nproc)" "${@:2}" test_drol.py tests ;;
     runtime) setup; "$python" tools/bench.py "${@:2}" ;;
     figures) setup; "$python" tools/figures.py "${@:2}" ;;
     setup | one | task) "$@" ;;
