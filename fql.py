@@ -314,7 +314,8 @@ def load_data(task, data_dir, device):
         else:
             source = benchmark.source_of_dataset(path)
     except BROKEN_FILE as error:
-        raise UserError(f"dataset {path} cannot be read ({error!r}); delete it") from error
+        where = " or ".join(str(data_dir / file) for file in files)
+        raise UserError(f"{where} cannot be read ({error!r}); if damaged, delete it") from error
     for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if data[key].shape[1:] != space.shape or not np.isfinite(data[key]).all():
             raise UserError(f"dataset {path}: {key} are damaged or another task's; delete it")
@@ -344,12 +345,12 @@ def sample_batch(data, batch_size, generator):
 
 # -------------------- evaluation
 def make_seed(*key):
-    """A seed of its own for each key of integers."""
+    """A seed for a key of integers. Keys that differ in zeros at the end alone have the same."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def make_generator(device, *key):
-    """A random generator of its own for each key of integers."""
+    """A random generator, seeded by a key of integers (see make_seed)."""
     return torch.Generator(device).manual_seed(make_seed(*key))
 
 
@@ -409,14 +410,6 @@ class StopSignal:
             raise Stopped
 
 
-def write(path, writer):
-    """Has writer(file) write another file first, so that path is always whole."""
-    partial = path.with_name("partial")
-    with open(partial, "wb") as file:
-        writer(file)
-    os.replace(partial, path)
-
-
 def load_checkpoint(path):
     """What Run.save wrote, on the CPU. Raises UserError."""
     try:
@@ -471,7 +464,9 @@ class Run:
             "batch_generator": self.batch_generator.get_state(),
             "noise_generator": self.noise_generator.get_state(),
         }
-        write(self.folder / name, lambda file: torch.save(content, file))
+        with open(self.folder / "partial", "wb") as file:
+            torch.save(content, file)
+        os.replace(self.folder / "partial", self.folder / name)  # so that a checkpoint is whole
 
     def record(self, name, row):
         """Adds a row to train.csv or eval.csv, and its numbers to TensorBoard's."""
@@ -505,14 +500,14 @@ class Run:
 def train(args, task, folder, data):
     """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the rows of
     eval.csv. Ctrl-C and SIGTERM save the run and end the program."""
-    envs = make_eval_envs(task.name, min(args.eval_envs, args.eval_episodes))  # before any thread
+    envs = make_eval_envs(task.name, min(args.eval_envs, args.eval_episodes))
     stop = StopSignal()
     try:
         observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
         run = Run(args, task, folder, (observation_dim, action_dim, args.hidden_dims))
         loss_fn = torch.compile(losses) if args.compile == "on" else losses
         pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
-        run.evaluate_if_due(envs, stop)  # in which it was stopped
+        run.evaluate_if_due(envs, stop)  # a run that was stopped in an evaluation repeats it
         since, start = run.step, time.perf_counter()
         while run.step < args.steps:
             batch = sample_batch(data, args.batch_size, run.batch_generator)
@@ -523,7 +518,7 @@ def train(args, task, folder, data):
             run.step += 1
             pbar.update()
             if log:
-                values = torch.stack(list(metrics.values())).tolist()  # the one transfer
+                values = torch.stack(list(metrics.values())).tolist()  # one transfer for all
                 row = dict(zip(metrics, values, strict=True))
                 rate = (run.step - since) / (time.perf_counter() - start)
                 run.record("train", {"updates_per_second": rate, **row})
@@ -539,6 +534,7 @@ def train(args, task, folder, data):
             stop.check()
     except Stopped:
         run.save()
+        pbar.close()
         print(f"stopped at update {run.step:,} and saved; the same command goes on from there")
         if args.overwrite:
             print("but leave --overwrite out")
@@ -581,7 +577,8 @@ RANGES = {"seed": (0, 1e9), "snapshot_interval": (0, 1e9), "alpha": (0, 1e9), "l
 NAMED = ("alpha", "discount", "q_agg", "actor_q_agg", "normalize_q", "flow_steps",
          "batch_size", "lr", "tau", "hidden_dims")  # in a folder's name, where not standard
 FREE = ("env_id", "steps", "log_interval", "checkpoint_interval", "snapshot_interval", "data_dir",
-        "run_dir", "overwrite", "track", "wandb_project_name", "wandb_entity")  # may change later
+        "run_dir", "overwrite", "track", "wandb_project_name", "wandb_entity",
+        "path", "source")  # may change when a run goes on
 
 
 def find_task(env_id, number=None):
@@ -653,17 +650,52 @@ def run_folder(args, task):
     return args.run_dir.expanduser() / task.folder / method / f"seed{args.seed}"
 
 
-def write_config(folder, config):
-    """Writes config.json. Raises UserError where it holds another configuration or other data."""
-    path, text = folder / "config.json", json.dumps(config, indent=1, default=str)
-    new = json.loads(text)
-    old = json.loads(path.read_text()) if path.exists() else new
-    for part, free in (("settings", FREE), ("data", ("path", "source"))):
-        for name in set(new[part]) - set(free):
-            if old[part][name] != new[part][name]:
-                message = f"has {name} {old[part][name]}, not {new[part][name]}"
-                raise UserError(f"{folder} {message}; give --overwrite or another --run-dir")
-    write(path, lambda file: file.write(text.encode()))
+def check_same(folder, part, values):
+    """Raises UserError where a folder's config.json has other settings or other data."""
+    try:
+        old = json.loads((folder / "config.json").read_text())[part]
+    except BROKEN_FILE as error:
+        raise UserError(f"{folder}/config.json: {error!r}; --overwrite trains anew") from error
+    for name, value in json.loads(json.dumps(values, default=str)).items():
+        if name not in FREE and old.get(name) != value:
+            message = f"{folder} holds a run with {name} {old.get(name)}, not {value}"
+            raise UserError(f"{message}; give --overwrite or another --run-dir")
+
+
+def finished_rows(folder, args):
+    """The rows of eval.csv if the run has finished, else none. Raises UserError."""
+    if args.overwrite or not (folder / "checkpoint.pt").exists():
+        return []
+    check_same(folder, "settings", vars(args))
+    saved = load_checkpoint(folder / "checkpoint.pt")
+    rows = saved["rows"]["eval"]
+    if saved["step"] < args.steps or (saved["step"] == args.steps and not rows):
+        return []
+    if not rows or rows[-1]["step"] < args.steps:
+        raise UserError(f"{folder} is already at update {saved['step']:,}; give more --steps")
+    print("this run has finished; more --steps continue it")
+    return rows
+
+
+def prepare_folder(folder, args, task, origin, facts):
+    """Makes the folder, anew with --overwrite, and its config.json. Raises UserError."""
+    if args.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    if (folder / "config.json").exists():
+        check_same(folder, "settings", vars(args))
+        check_same(folder, "data", facts)
+    folder.mkdir(exist_ok=True)
+    names = {"name": task.name, "dataset": task.dataset, "task": task.number, "preset": task.family}
+    config = {
+        "algorithm": ALGORITHM,
+        "env": names,
+        "settings": vars(args),
+        "origin": origin,
+        "data": facts,
+        "device": args.device,
+        "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
 
 
 def print_score(folder, task, rows):
@@ -680,6 +712,8 @@ def main(argv=None):
     """The command line. Raises UserError."""
     argv = sys.argv[1:] if argv is None else argv
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
+    if args.track:
+        import wandb  # before anything is deleted
     flags = [x.split("=")[0].removeprefix("--") for x in argv if x.startswith("--")]
     typed = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
     task, origin = resolve(args, typed)
@@ -694,36 +728,18 @@ def main(argv=None):
         print(torch.cuda.get_device_name())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock", timeout=0):
-        if (folder / "checkpoint.pt").exists() and not args.overwrite:
-            saved = load_checkpoint(folder / "checkpoint.pt")
-            rows = saved["rows"]["eval"]
-            if rows and rows[-1]["step"] >= args.steps:
-                print("this run has finished; more --steps continue it")
-                return print_score(folder, task, rows)
-        data, facts = load_data(task, args.data_dir, args.device)
-        for name, value in facts.items():
-            print(f"  {name:<20} {value}")
-        if args.overwrite and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
-        config = {
-            "algorithm": ALGORITHM,
-            "env": {"name": task.name, "dataset": task.dataset, "task": task.number,
-                    "preset": task.family},
-            "settings": vars(args),
-            "origin": origin,
-            "data": facts,
-            "device": args.device,
-            "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
-        }
-        write_config(folder, config)
-        if args.track:
-            import wandb
-
-            project, entity = args.wandb_project_name, args.wandb_entity
-            wandb.init(project=project, entity=entity, name=str(folder), config=vars(args),
-                       dir=folder, sync_tensorboard=True)
-        print_score(folder, task, train(args, task, folder, data))
+        rows = finished_rows(folder, args)
+        if not rows:
+            data, facts = load_data(task, args.data_dir, args.device)
+            for name, value in facts.items():
+                print(f"  {name:<20} {value}")
+            prepare_folder(folder, args, task, origin, facts)
+            if args.track:
+                names = {"project": args.wandb_project_name, "entity": args.wandb_entity}
+                names |= {"name": str(folder), "dir": folder, "config": vars(args)}
+                wandb.init(**names, sync_tensorboard=True)
+            rows = train(args, task, folder, data)
+        print_score(folder, task, rows)
 
 
 if __name__ == "__main__":

@@ -614,7 +614,7 @@ def test_the_two_files_share_all_but_the_algorithm():
     assert set(ours) == {"", "settings", "networks", "algorithm", "published settings"} | names
     for name in names:
         assert ours[name] == theirs[name], name
-    shared = ("MLP", "Critic", "critic_loss", "update", "act", "find_task", "write_config")
+    shared = ("MLP", "Critic", "critic_loss", "update", "act", "find_task", "check_same")
     for name in shared:
         both = [inspect.getsource(getattr(program, name)) for program in (drol, fql)]
         assert both[0] == both[1], name
