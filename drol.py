@@ -12,21 +12,25 @@ s') with m = 0 where s' must not be bootstrapped from:
      L_critic = mean_{i, batch} (Q_i(s, a) - y)^2, agg = mean or min (q_agg)
   3. sample_candidates, route: a_k = clip(f(s, z_k)), k = 1..K; k* = argmin_k |a_k - a|^2
   4. actor_loss: L_actor = bc_coef * mean_{batch, A} (a_k* - a)^2 - mean(q) / max(mean |q|, 1e-6),
-     q = min_i Q_i(s, a_k*); the critics and the divisor are held constant
+     q = min_i Q_i(s, a_k*) (actor_q_agg); the divisor (normalize_q) and critics held constant
   5. update: one Adam step on L_critic + L_actor, both at the same parameters;
      Qbar <- Qbar + tau * (Q - Qbar), with Q from before that step
 """
 
 import copy
+import csv
 import difflib
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
 import time
 import warnings
+import zipfile
+import zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,27 +41,26 @@ import filelock
 import gymnasium
 import numpy as np
 import ogbench
-import pandas
 import torch
 import tyro
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# -------------------- settings
 
+# -------------------- settings
 @dataclass
 class Args:
     env_id: str  # family (cube-double), full name, or D4RL task
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the family's default
-    seed: int = 0  # of everything random
-    k: int = 16  # candidates per state; tune bc_coef first
-    bc_coef: float | None = None  # cloning against Q; unset: as published
-    discount: float | None = None  # unset: as published
+    seed: int = 0  # of initialisation, batches, noise and evaluation
+    k: int = 16  # candidates per state; tune bc_coef before it
+    bc_coef: float | None = None  # higher: closer to the data; unset: as published
+    discount: float | None = None  # of rewards; unset: as published
     q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published
     actor_q_agg: Literal["mean", "min"] = "min"  # of the critics in the actor loss
     normalize_q: bool = True  # divide the Q term by the batch mean of |q|
-    routing_dtype: Literal["float32", "bfloat16"] = "float32"  # of the candidates
+    routing_dtype: Literal["float32", "bfloat16"] = "float32"  # in which candidates are compared
     steps: int | None = None  # updates in all; unset: 1M, D4RL 500,000
     batch_size: int = 256  # transitions per update
     lr: float = 3e-4  # Adam's learning rate
@@ -65,22 +68,21 @@ class Args:
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of every network
     eval_interval: int = 100_000  # updates between evaluations
     eval_episodes: int = 50  # episodes per evaluation
-    eval_envs: int = 10  # environments that share the episodes
+    eval_envs: int = 10  # processes that share the episodes
     log_interval: int = 5_000  # updates between rows of train.csv
     checkpoint_interval: int = 10_000  # updates between checkpoints
-    snapshot_interval: int = 0  # updates between those kept; 0: none
-    data_dir: Path | None = None  # datasets; unset: ogbench's or d4rl's
+    snapshot_interval: int = 0  # updates between kept checkpoints; 0: none
+    data_dir: Path | None = None  # of datasets; unset: ~/.ogbench/data or ~/.d4rl/datasets
     run_dir: Path = Path("runs")  # folder of the runs
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on the CPU
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # start anew
-    track: tyro.conf.FlagCreatePairsOff[bool] = False  # log to Weights & Biases too
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on the CPU
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # delete the run's folder and start anew
+    track: tyro.conf.FlagCreatePairsOff[bool] = False  # log to Weights & Biases (pip install wandb)
     wandb_project_name: str = "drol"  # project of --track
     wandb_entity: str | None = None  # team of --track
 
 
 # -------------------- networks
-
 class MLP(nn.Module):
     """Joins its inputs (..., D_i) to one vector and maps it to (..., out_dim)."""
 
@@ -124,7 +126,6 @@ def make_networks(observation_dim, action_dim, hidden_dims, generator):
 
 # -------------------- algorithm
 # B batch, K candidates, O observation and A action dimensions.
-
 def sample_latents(*shape, generator):
     """Latents of a shape (..., A), uniform in the ball of radius sqrt(A) in R^A."""
     A = shape[-1]
@@ -195,18 +196,20 @@ def actor_loss(
 
 def losses(networks, batch, noise, args):
     """L_critic + L_actor, both at the same parameters, and the metrics of both."""
-    actor, critic, target_critic = (networks[x] for x in ("actor", "critic", "target_critic"))
+    actor, critic, target_critic = networks["actor"], networks["critic"], networks["target_critic"]
     loss_c, metrics_c = critic_loss(
         actor, critic, target_critic, batch, noise["next_latents"], args.discount, args.q_agg
     )
-    settings = args.bc_coef, args.actor_q_agg, args.normalize_q, args.routing_dtype
-    loss_a, metrics_a = actor_loss(actor, critic, batch, noise["latents"], *settings)
+    loss_a, metrics_a = actor_loss(
+        actor, critic, batch, noise["latents"], args.bc_coef, args.actor_q_agg, args.normalize_q,
+        args.routing_dtype,
+    )
     return loss_c + loss_a, metrics_c | metrics_a
 
 
-def update(networks, optimizer, batch, noise, args, losses=losses):
+def update(networks, optimizer, batch, noise, args, loss_fn=losses):
     """One gradient step of every network, in place. Returns the metrics, as tensors."""
-    loss, metrics = losses(networks, batch, noise, args)
+    loss, metrics = loss_fn(networks, batch, noise, args)
     optimizer.zero_grad()
     loss.backward()
     critic, target_critic = networks["critic"], networks["target_critic"]
@@ -243,15 +246,16 @@ def act(actor, observation, action_dim, generator):
 
 
 # -------------------- data
-
 MIRROR = "huggingface.co/datasets/zhouzypaul/ogbench_datasets"
+BROKEN_FILE = (OSError, EOFError, KeyError, ValueError, IndexError, zipfile.BadZipFile, zlib.error)
+
 
 class UserError(Exception):
     """A mistake that the user can correct. The command line prints its message alone."""
 
 
 def benchmark_of(name):
-    """The module that makes an environment and its dataset."""
+    """ogbench, or our module with the same functions for D4RL."""
     if "-singletask" in name:
         return ogbench
     from tools import d4rl_compat
@@ -260,7 +264,8 @@ def benchmark_of(name):
 
 
 class Episode(gymnasium.Wrapper):
-    """Makes an episode depend on its seed alone, and sums it up in its last info."""
+    """Makes an episode depend on its seed alone. The info of its last step is its summary; every
+    other info is empty, as evaluation sends it between processes."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from here and from the action space
@@ -271,61 +276,72 @@ class Episode(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         summary = {}
         if terminated or truncated:
-            total, length = info["episode"]["r"], info["episode"]["l"]
-            if "success" in info:
-                score = info["success"]
-            else:
-                score = self.unwrapped.get_normalized_score(total)
-            summary = {"score": 100.0 * score, "return": total, "length": length}
+            score = info["success"] if "success" in info else info["normalized_score"]
+            episode = info["episode"]
+            summary = {"score": 100.0 * score, "return": episode["r"], "length": episode["l"]}
         return observation, reward, terminated, truncated, summary
 
 
 def make_env(name):
-    """The environment of a full name. OGBench 1.2 takes reward and success from s, not s'."""
+    """The environment of a full name."""
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
     warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
     env = benchmark_of(name).make_env_and_datasets(name, env_only=True, disable_env_checker=True)
     return Episode(gymnasium.wrappers.RecordEpisodeStatistics(env))
 
 
+def download(benchmark, task, files, data_dir):
+    """Downloads a dataset unless its files are there. Raises UserError."""
+    if all((data_dir / file).exists() for file in files):
+        return
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # of several runs one downloads
+            benchmark.download_datasets([task.dataset], data_dir)
+    except OSError as error:
+        advice = f"put {' and '.join(files)} into {data_dir}"
+        if benchmark is ogbench:
+            advice += f", from {MIRROR} or made by tools/collect.py"
+        raise UserError(f"{task.dataset} cannot be downloaded ({error}); {advice}") from error
+
+
 def load_data(task, data_dir, device):
-    """The training data as float32 tensors on the device, and a report. observations and
+    """The training data as float32 tensors on the device, and facts about it. observations and
     next_observations (N, O); actions (N, A); rewards and masks (N,). Raises UserError."""
-    env, benchmark = make_env(task.name), benchmark_of(task.name)
+    benchmark, env = benchmark_of(task.name), make_env(task.name)
     files = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"]  # the second is not trained on
     if benchmark is not ogbench:
         files = [env.unwrapped.dataset_file]
+    download(benchmark, task, files, data_dir)
     path = data_dir / files[0]
-    try:
-        if not all((data_dir / file).exists() for file in files):
-            data_dir.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # one run downloads
-                benchmark.download_datasets([task.dataset], data_dir)
-    except OSError as error:
-        place = MIRROR if benchmark is ogbench else "d4rl's server"
-        message = f"{path} cannot be downloaded ({error}); put {' and '.join(files)} there"
-        raise UserError(f"{message}, from {place} or tools/collect.py") from error
     try:
         options = {"dataset_only": True, "cur_env": env}
         data, _ = benchmark.make_env_and_datasets(task.name, data_dir, **options)
-        marks = np.load(path) if benchmark is ogbench else benchmark.load_marks(path)
-        source = str(marks.get("source", "official or unknown"))
-    except Exception as error:  # whatever a damaged file makes its readers raise
-        raise UserError(f"dataset {path} cannot be read ({error!r}); delete it") from error
+        if benchmark is ogbench:
+            source = str(np.load(path).get("source", "official or unknown"))
+        else:
+            source = benchmark.source_of_dataset(path)
+    except BROKEN_FILE as error:
+        where = " or ".join(str(data_dir / file) for file in files)
+        raise UserError(f"{where} cannot be read ({error!r}); if damaged, delete it") from error
     for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if data[key].shape[1:] != space.shape or not np.isfinite(data[key]).all():
             raise UserError(f"dataset {path}: {key} are damaged or another task's; delete it")
     data["actions"] = data["actions"].clip(-1 + 1e-5, 1 - 1e-5)  # as in the released code
+    terminals = data.pop("terminals")
     digest = hashlib.sha256()
     for key in ("observations", "actions", "rewards", "masks"):
         digest.update(np.ascontiguousarray(data[key]))
-    report = {
-        "path": str(path), "source": source, "fingerprint": digest.hexdigest()[:16],
+    facts = {
+        "path": str(path),
+        "source": source,
+        "fingerprint": digest.hexdigest()[:16],
         "simulator": getattr(benchmark, "SIMULATOR", f"mujoco {version('mujoco')}"),
-        "episodes": int(data.pop("terminals").sum()), "transitions": len(data["rewards"]),
+        "episodes": int(terminals.sum()),
+        "transitions": len(terminals),
         "rewards": f"{data['rewards'].min():g} to {data['rewards'].max():g}",
     }
-    return {key: torch.from_numpy(value).to(device) for key, value in data.items()}, report
+    return {key: torch.from_numpy(value).to(device) for key, value in data.items()}, facts
 
 
 def sample_batch(data, batch_size, generator):
@@ -336,26 +352,40 @@ def sample_batch(data, batch_size, generator):
 
 
 # -------------------- evaluation
+def make_seed(*key):
+    """A seed for a key of integers. Keys that differ in zeros at the end alone have the same."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
 
 def make_generator(device, *key):
-    """A random generator of its own for each key of integers."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    return torch.Generator(device).manual_seed(seed)
+    """A random generator, seeded by a key of integers (see make_seed)."""
+    return torch.Generator(device).manual_seed(make_seed(*key))
 
 
-def evaluate(policy, envs, episodes, key, run):
+def make_eval_envs(name, count):
+    """Environments of one name, a forked process each, stepped together."""
+    # The processes inherit the blocked signals: Ctrl-C is the main process's to handle.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    disabled = gymnasium.vector.AutoresetMode.DISABLED
+    makers = [lambda: make_env(name)] * count
+    envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
+    signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    return envs
+
+
+def evaluate(policy, envs, episodes, key, stop):
     """Means over episodes, a fixed share per environment, each seeded by (*key, environment,
-    episode). Raises KeyboardInterrupt where run is to stop."""
+    episode). Raises Stopped after a signal."""
     count = envs.num_envs
-    share = np.array([len(part) for part in np.array_split(range(episodes), count)])
+    share = np.full(count, episodes // count)
+    share[: episodes % count] += 1
     played = np.zeros(count, int)
     needs_reset = np.ones(count, bool)
     finished = []
     while (played < share).any():
-        run.check_stop()
+        stop.check()
         if needs_reset.any():
-            keys = [(*key, i, n) for i, n in enumerate(played.tolist())]
-            seeds = [make_generator("cpu", *key).initial_seed() for key in keys]
+            seeds = [make_seed(*key, i, n) for i, n in enumerate(played.tolist())]
             observations, _ = envs.reset(seed=seeds, options={"reset_mask": needs_reset})
         observations, _, terminated, truncated, info = envs.step(policy(observations))
         needs_reset = terminated | truncated
@@ -363,27 +393,47 @@ def evaluate(policy, envs, episodes, key, run):
             finished.append([info[name][i] for name in ("score", "return", "length")])
         played += needs_reset
     score, total, length = np.mean(finished, axis=0).tolist()
-    return_std = np.std(finished, axis=0).tolist()[1]
+    _, return_std, _ = np.std(finished, axis=0).tolist()
     return {"score": score, "return": total, "return_std": return_std, "length": length}
 
 
 # -------------------- checkpoints and records
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM was received."""
 
-def load_checkpoint(path, device):
-    """What train saved. Raises UserError."""
+
+class StopSignal:
+    """Notes Ctrl-C and SIGTERM, so that they end a run only where it can be saved."""
+
+    def __init__(self):
+        self.number = 0
+        signal.signal(signal.SIGINT, self.receive)
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, number, frame):
+        self.number = number
+
+    def check(self):
+        if self.number:
+            raise Stopped
+
+
+def load_checkpoint(path):
+    """What Run.save wrote, on the CPU. Raises UserError."""
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # whatever a damaged file makes torch raise
-        message = f"checkpoint {path} cannot be read ({error!r:.99}); --overwrite trains anew"
-        raise UserError(message) from error
-    if saved["algorithm"] != ALGORITHM:
-        raise UserError(f"checkpoint {path} is {saved['algorithm']}.py's, not {ALGORITHM}.py's")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        algorithm = saved["algorithm"]
+    except (*BROKEN_FILE, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        advice = "restore it, or train anew with --overwrite"
+        raise UserError(f"checkpoint {path} cannot be read ({error!r:.99}); {advice}") from error
+    if algorithm != ALGORITHM:
+        raise UserError(f"checkpoint {path} is {algorithm}.py's, not {ALGORITHM}.py's")
     return saved
 
 
 def load_policy(path, device="cpu", seed=0):
     """A checkpoint's policy, from observations to actions as in act. Raises UserError."""
-    saved = load_checkpoint(path, device)
+    saved = load_checkpoint(path)
     networks = make_networks(*saved["dims"], torch.Generator()).to(device)
     networks.load_state_dict(saved["networks"])
     generator = make_generator(device, seed)
@@ -391,127 +441,122 @@ def load_policy(path, device="cpu", seed=0):
 
 
 class Run:
-    """A run's networks, optimizer, generators and records, and the folder that keeps them."""
+    """What training changes, and the folder that keeps it."""
 
     def __init__(self, args, task, folder, dims):
-        device = torch.device(args.device)
         self.args, self.task, self.folder, self.dims = args, task, folder, dims
-        self.networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(device)
+        self.networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(args.device)
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
-        self.batch_generator = make_generator(device, args.seed, 1)
-        self.noise_generator = make_generator(device, args.seed, 2)
+        self.batch_generator = make_generator(args.device, args.seed, 1)
+        self.noise_generator = make_generator(args.device, args.seed, 2)
         self.step, self.rows = 0, {"train": [], "eval": []}
         if (folder / "checkpoint.pt").exists():
-            saved = load_checkpoint(folder / "checkpoint.pt", device)
+            saved = load_checkpoint(folder / "checkpoint.pt")
             self.networks.load_state_dict(saved["networks"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.batch_generator.set_state(saved["batch_generator"].cpu())
-            self.noise_generator.set_state(saved["noise_generator"].cpu())
+            self.batch_generator.set_state(saved["batch_generator"])
+            self.noise_generator.set_state(saved["noise_generator"])
             self.step, self.rows = saved["step"], saved["rows"]
             print(f"resumed at update {self.step:,}")
-        if args.track:
-            import wandb
-
-            names = {"project": args.wandb_project_name, "entity": args.wandb_entity}
-            names |= {"id": "-".join(folder.parts[-3:]), "resume": "allow", "dir": folder}
-            wandb.init(**names, config=vars(args), sync_tensorboard=True)
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
-        rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
-        self.writer.add_text("hyperparameters", "\n".join(["|setting|value|", "|-|-|", *rows]))
-        self.stop_signal = 0  # Ctrl-C and SIGTERM end a run where it can be saved
-        signal.signal(signal.SIGINT, self.receive)
-        signal.signal(signal.SIGTERM, self.receive)
-
-    def receive(self, number, frame):
-        self.stop_signal = number
-
-    def check_stop(self):
-        if self.stop_signal:
-            raise KeyboardInterrupt
 
     def save(self, name="checkpoint.pt"):
         content = {
-            "algorithm": ALGORITHM, "env": self.task.name, "dims": self.dims,
-            "step": self.step, "rows": self.rows,
-            "networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "algorithm": ALGORITHM,
+            "env": self.task.name,
+            "dims": self.dims,
+            "step": self.step,
+            "rows": self.rows,
+            "networks": self.networks.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "batch_generator": self.batch_generator.get_state(),
             "noise_generator": self.noise_generator.get_state(),
         }
         with open(self.folder / "partial", "wb") as file:
             torch.save(content, file)
-        os.replace(self.folder / "partial", self.folder / name)  # so this name is always whole
+        os.replace(self.folder / "partial", self.folder / name)  # so that a checkpoint is whole
 
     def record(self, name, row):
         """Adds a row to train.csv or eval.csv, and its numbers to TensorBoard's."""
-        self.rows[name].append({"step": self.step, **row})
-        pandas.DataFrame(self.rows[name]).to_csv(self.folder / f"{name}.csv", index=False)
+        rows = self.rows[name]
+        rows.append({"step": self.step, **row})
+        with open(self.folder / f"{name}.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, rows[0], lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
         for key, value in row.items():
             self.writer.add_scalar(f"{name}/{key}", value, self.step)
 
-    def evaluate_if_due(self, envs):
-        """Evaluates, records and saves, unless it is not due or has been done."""
+    def evaluate_if_due(self, envs, stop):
+        """Evaluates, records and saves at every eval_interval and at the end, once per step.
+        Returns whether it did."""
         args, step = self.args, self.step
         due = step > 0 and (step % args.eval_interval == 0 or step == args.steps)
         if due and step not in [row["step"] for row in self.rows["eval"]]:
-            actor = self.networks["actor"]
+            actor, action_dim = self.networks["actor"], self.dims[1]
             generator = make_generator(args.device, args.seed, 3, step)
-            policy = lambda observation: act(actor, observation, self.dims[1], generator)
-            row = evaluate(policy, envs, args.eval_episodes, (args.seed, step), self)
+            policy = lambda observation: act(actor, observation, action_dim, generator)
+            row = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
             self.record("eval", row)
             self.save()
             tqdm.write(f"update {step:,}: score {row['score']:.1f}")
+            return True
+        return False
 
 
 # -------------------- training
-
 def train(args, task, folder, data):
-    """Trains, evaluates and records a run, from its checkpoint if there is one."""
-    envs = gymnasium.vector.AsyncVectorEnv(  # a process each
-        [lambda: make_env(task.name)] * min(args.eval_envs, args.eval_episodes),
-        autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED,
-    )
-    observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
-    run = Run(args, task, folder, (observation_dim, action_dim, args.hidden_dims))
-    run_losses = torch.compile(losses) if args.compile == "on" else losses
-    pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
-    start, first = time.perf_counter(), run.step
+    """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the rows of
+    eval.csv. Ctrl-C and SIGTERM save the run and end the program."""
+    envs = make_eval_envs(task.name, min(args.eval_envs, args.eval_episodes))
+    stop = StopSignal()
     try:
-        run.evaluate_if_due(envs)  # if it was stopped in an evaluation
+        observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
+        run = Run(args, task, folder, (observation_dim, action_dim, args.hidden_dims))
+        loss_fn = torch.compile(losses) if args.compile == "on" else losses
+        pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
+        run.evaluate_if_due(envs, stop)  # a run that was stopped in an evaluation repeats it
+        since, start = run.step, time.perf_counter()
         while run.step < args.steps:
             batch = sample_batch(data, args.batch_size, run.batch_generator)
             noise = sample_noise(args.batch_size, action_dim, args, run.noise_generator)
             log = (run.step + 1) % args.log_interval == 0
-            row = diagnostics(run.networks["actor"], batch, noise) if log else {}
-            row |= update(run.networks, run.optimizer, batch, noise, args, run_losses)
+            metrics = diagnostics(run.networks["actor"], batch, noise) if log else {}
+            metrics |= update(run.networks, run.optimizer, batch, noise, args, loss_fn)
             run.step += 1
             pbar.update()
             if log:
-                values = torch.stack(list(row.values())).tolist()  # the one transfer
-                rate = (run.step - first) / (time.perf_counter() - start)
-                row = {"updates_per_second": rate, **dict(zip(row, values, strict=True))}
-                run.record("train", row)
-                scores = [float("nan"), *(x["score"] for x in run.rows["eval"])]
-                pbar.set_postfix(actor_loss=row["actor_loss"], score=scores[-1])
-            run.evaluate_if_due(envs)
+                values = torch.stack(list(metrics.values())).tolist()  # one transfer for all
+                row = dict(zip(metrics, values, strict=True))
+                rate = (run.step - since) / (time.perf_counter() - start)
+                run.record("train", {"updates_per_second": rate, **row})
+                since, start = run.step, time.perf_counter()
+                last = run.rows["eval"][-1]["score"] if run.rows["eval"] else "none"
+                pbar.set_postfix(actor_loss=row["actor_loss"], score=last)
             if args.snapshot_interval and run.step % args.snapshot_interval == 0:
                 run.save(f"snapshot{run.step}.pt")
+            if run.evaluate_if_due(envs, stop):
+                since, start = run.step, time.perf_counter()
             if run.step % args.checkpoint_interval == 0:
                 run.save()
-            run.check_stop()
-    except KeyboardInterrupt:
+            stop.check()
+    except Stopped:
         run.save()
-        print(f"stopped at update {run.step:,} and saved; the same command goes on from there")
-        sys.exit(128 + run.stop_signal)
-    finally:
         pbar.close()
-        run.writer.close()
+        print(f"stopped at update {run.step:,} and saved; the same command goes on from there")
+        if args.overwrite:
+            print("but leave --overwrite out")
+        sys.exit(128 + stop.number)
+    finally:
         envs.close()
+    pbar.close()
+    run.writer.close()
+    return run.rows["eval"]
 
 
 # -------------------- published settings
-
 ALGORITHM = "drol"
-Task = namedtuple("Task", "name dataset task preset folder")
+Task = namedtuple("Task", "name dataset number family folder")
 Preset = namedtuple("Preset", "dataset default_task discount q_agg bc_coef")
 PRESETS = {
     "antmaze-large": Preset("navigate", 1, 0.995, "min", 0.03),
@@ -534,9 +579,13 @@ D4RL = {  # bc_coef
     "hammer-human-v1": 3.0, "hammer-cloned-v1": 3.0, "hammer-expert-v1": 3.0,
     "relocate-human-v1": 10.0, "relocate-cloned-v1": 10.0, "relocate-expert-v1": 10.0,
 }
-LOWEST = dict.fromkeys(("seed", "lr", "tau", "discount", "bc_coef", "snapshot_interval"), 0)
+RANGES = {"seed": (0, 1e9), "snapshot_interval": (0, 1e9), "bc_coef": (0, 1e9), "lr": (0, 1),
+          "tau": (0, 1), "discount": (0, 1)}  # of every other number: 1 to 1e9
 NAMED = ("bc_coef", "discount", "q_agg", "actor_q_agg", "normalize_q", "routing_dtype",
-         "batch_size", "lr", "tau", "hidden_dims")  # in a run's folder, where not standard
+         "batch_size", "lr", "tau", "hidden_dims")  # in a folder's name, where not standard
+FREE = ("env_id", "steps", "log_interval", "checkpoint_interval", "snapshot_interval", "data_dir",
+        "run_dir", "overwrite", "track", "wandb_project_name", "wandb_entity",
+        "path", "source")  # may change when a run goes on
 
 
 def find_task(env_id, number=None):
@@ -547,113 +596,157 @@ def find_task(env_id, number=None):
         return Task(env_id, env_id, None, env_id, env_id), preset
     for family, preset in PRESETS.items():
         dataset = f"{family}-{preset.dataset}"
-        names = [f"{dataset}-singletask-task{n}-v0" for n in range(1, 6)]
-        if env_id in (family, f"{dataset}-singletask-v0", *names):
-            n = names.index(env_id) + 1 if env_id in names else number or preset.default_task
-            return Task(names[n - 1], f"{dataset}-v0", n, family, f"{dataset}-task{n}"), preset
+        names = {n: f"{dataset}-singletask-task{n}-v0" for n in range(1, 6)}
+        found = [n for n in names if env_id == names[n]]
+        if env_id in (family, f"{dataset}-singletask-v0"):
+            found = [number or preset.default_task]
+        for n in found:
+            return Task(names[n], f"{dataset}-v0", n, family, f"{dataset}-task{n}"), preset
     near = difflib.get_close_matches(env_id, [*PRESETS, *D4RL], n=3, cutoff=0)
-    raise UserError(f"--env-id {env_id} is not in PRESETS; near it are {', '.join(near)}")
+    raise UserError(f"--env-id {env_id} is not known; the nearest ids are {', '.join(near)}")
+
+
+def check_args(args):
+    """Raises UserError for a number out of its range, or what this machine cannot do."""
+    for name, value in vars(args).items():
+        low, high = RANGES.get(name, (1, 1e9))
+        numbers = value if isinstance(value, tuple) else [value]
+        inside = [low <= x <= high for x in numbers if type(x) in (int, float)]
+        if not all(inside) or value == ():
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {low} to {high:g}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU; give auto or cpu")
 
 
 def resolve(args, typed):
-    """Checks args and fills in what is unset, in place. Returns the Task and where each setting
-    came from. Raises UserError."""
-    for name, value in vars(args).items():
-        lowest = LOWEST.get(name, 1)
-        if type(value) in (int, float, tuple) and not np.min(value) >= lowest:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give at least {lowest}")
+    """Fills in what is unset, in place. Returns the Task and where each setting came from. Raises
+    UserError."""
+    check_args(args)
     task, preset = find_task(args.env_id, args.task)
-    if args.task not in (None, task.task):
+    if args.task not in (None, task.number):
         raise UserError(f"--task {args.task} contradicts --env-id {args.env_id}; leave one out")
     origin = {name: "command line" if name in typed else "default" for name in vars(args)}
     for name in ("discount", "q_agg", "bc_coef"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(preset, name))
-            origin[name] = "not published" if "pointmaze" in task.name else "published"
-    args.task = task.task
-    args.steps = args.steps or (1_000_000 if task.task else 500_000)
-    folder = "~/.ogbench/data" if task.task else "~/.d4rl/datasets"
+            origin[name] = "not published" if task.family == "pointmaze-medium" else "published"
+    args.task = task.number
+    args.steps = args.steps or (1_000_000 if task.number else 500_000)
+    folder = "~/.ogbench/data" if task.number else "~/.d4rl/datasets"
     args.data_dir = Path(args.data_dir or folder).expanduser()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU; give auto or cpu")
     if args.compile == "auto":
-        args.compile = "on" if args.device == "cpu" else "off"
+        compiles = args.device == "cpu" and shutil.which(os.environ.get("CXX", "g++"))
+        args.compile = "on" if compiles else "off"
     return task, origin
 
 
 def run_folder(args, task):
-    """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>, of settings that differ
-    from the published or default ones."""
+    """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>."""
     _, preset = find_task(task.name)
     standard = vars(Args(args.env_id)) | preset._asdict()
     method = f"drol-k{args.k}"
     for name in NAMED:
         value = getattr(args, name)
-        if isinstance(value, tuple) and len(set(value)) == 1:
-            value = (value[0], len(value))  # 512x4
-        if getattr(args, name) != standard[name]:
-            method += f"-{name}{'x'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        if value != standard[name]:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            if name == "hidden_dims" and len(set(value)) == 1:
+                text = f"{value[0]}x{len(value)}"
+            method += f"-{name}{text.strip('()').replace(', ', '_')}"
     return args.run_dir.expanduser() / task.folder / method / f"seed{args.seed}"
 
 
-def write_config(run, args, task, origin, facts):
-    """Writes config.json. Raises UserError where it holds another configuration or other data."""
+def check_same(folder, part, values):
+    """Raises UserError where a folder's config.json has other settings or other data."""
+    try:
+        old = json.loads((folder / "config.json").read_text())[part]
+    except BROKEN_FILE as error:
+        raise UserError(f"{folder}/config.json: {error!r}; --overwrite trains anew") from error
+    for name, value in json.loads(json.dumps(values, default=str)).items():
+        if name not in FREE and old.get(name) != value:
+            message = f"{folder} holds a run with {name} {old.get(name)}, not {value}"
+            raise UserError(f"{message}; give --overwrite or another --run-dir")
+
+
+def finished_rows(folder, args):
+    """The rows of eval.csv if the run has finished, else none. Raises UserError."""
+    if args.overwrite or not (folder / "checkpoint.pt").exists():
+        return []
+    check_same(folder, "settings", vars(args))
+    saved = load_checkpoint(folder / "checkpoint.pt")
+    rows = saved["rows"]["eval"]
+    if saved["step"] < args.steps or (saved["step"] == args.steps and not rows):
+        return []
+    if not rows or rows[-1]["step"] < args.steps:
+        raise UserError(f"{folder} is already at update {saved['step']:,}; give more --steps")
+    print("this run has finished; more --steps continue it")
+    return rows
+
+
+def prepare_folder(folder, args, task, origin, facts):
+    """Makes the folder, anew with --overwrite, and its config.json. Raises UserError."""
+    if args.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    if (folder / "config.json").exists():
+        check_same(folder, "settings", vars(args))
+        check_same(folder, "data", facts)
+    folder.mkdir(exist_ok=True)
+    names = {"name": task.name, "dataset": task.dataset, "task": task.number, "preset": task.family}
     config = {
-        "algorithm": ALGORITHM, "env": task._asdict(), "settings": vars(args), "origin": origin,
+        "algorithm": ALGORITHM,
+        "env": names,
+        "settings": vars(args),
+        "origin": origin,
         "data": facts,
+        "device": args.device,
         "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
     }
-    run.mkdir(exist_ok=True)
-    path, text = run / "config.json", json.dumps(config, indent=1, default=str) + "\n"
-    if path.exists():
-        old = json.loads(path.read_text())
-        old, new = old["settings"] | old["data"], vars(args) | facts
-        for name in ("eval_interval", "eval_episodes", "eval_envs", "compile", "device",
-                     "fingerprint", "simulator"):
-            if old[name] != new[name]:
-                message = f"{run} holds a run with {name} {old[name]}, not {new[name]}"
-                raise UserError(f"{message}; give --overwrite or another --run-dir")
-    path.write_text(text)
+    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
 
 
-def report(run, task):
+def print_score(folder, task, rows):
     """Prints the score as the papers take it, and what one wants next."""
-    scores = pandas.read_csv(run / "eval.csv")["score"].tail(3 if task.task else 1)
-    print(f"score {scores.mean():.1f}, the mean of {len(scores)} evaluation(s)\nrun folder: {run}")
-    print(f"python tools/rollout.py {run}/checkpoint.pt --video out.gif")
-    print(f"tensorboard --logdir {run}")
+    scores = [row["score"] for row in (rows[-3:] if task.number else rows[-1:])]
+    print(f"score {np.mean(scores):.1f}, the mean of {len(scores)} evaluation(s)")
+    print(f"run folder: {folder}")
+    print(f"python tools/rollout.py {folder}/checkpoint.pt --video out.gif")
+    print(f"tensorboard --logdir {folder}")
 
 
 # -------------------- main
-
 def main(argv=None):
     """The command line. Raises UserError."""
     argv = sys.argv[1:] if argv is None else argv
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    typed = {x.split("=")[0].lstrip("-").removeprefix("no-").replace("-", "_") for x in argv}
+    if args.track:
+        import wandb  # before anything is deleted
+    flags = [x.split("=")[0].removeprefix("--") for x in argv if x.startswith("--")]
+    typed = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
     task, origin = resolve(args, typed)
-    run = run_folder(args, task)
+    folder = run_folder(args, task)
     print(f"{ALGORITHM.upper()} on {task.name}")
     for name, value in vars(args).items():
         print(f"  {name:<20} {value!s:<22} {origin[name]}")
+    fast = args.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    if getattr(args, "routing_dtype", "float32") == "bfloat16" and not fast:
+        print("WARNING: this processor has no bfloat16 instructions: float32 is faster")
     if args.device == "cuda":
         print(torch.cuda.get_device_name())
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{run}.lock", timeout=0):
-        if args.overwrite:
-            shutil.rmtree(run, ignore_errors=True)
-        done = pandas.read_csv(run / "eval.csv")["step"] if (run / "eval.csv").exists() else [0]
-        if max(done) >= args.steps:
-            print("this run has finished; more --steps continue it")
-        else:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock", timeout=0):
+        rows = finished_rows(folder, args)
+        if not rows:
             data, facts = load_data(task, args.data_dir, args.device)
             for name, value in facts.items():
                 print(f"  {name:<20} {value}")
-            write_config(run, args, task, origin, facts)
-            train(args, task, run, data)
-    report(run, task)
+            prepare_folder(folder, args, task, origin, facts)
+            if args.track:
+                names = {"project": args.wandb_project_name, "entity": args.wandb_entity}
+                names |= {"name": str(folder), "dir": folder, "config": vars(args)}
+                wandb.init(**names, sync_tensorboard=True)
+            rows = train(args, task, folder, data)
+        print_score(folder, task, rows)
 
 
 if __name__ == "__main__":
@@ -661,5 +754,7 @@ if __name__ == "__main__":
         main()
     except filelock.Timeout as error:
         sys.exit(f"error: another process holds {error.lock_file}; wait for it or stop it")
-    except (UserError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        sys.exit(f"error: {error}")
+    except (UserError, ImportError, OSError, torch.OutOfMemoryError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(130)

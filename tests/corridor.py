@@ -28,7 +28,7 @@ class Corridor(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.seed, self.t, self.actions = seed, 0, []
+        self.seed, self.t, self.actions, self.total = seed, 0, [], 0.0
         self.seeds.append(seed)
         self.length, self.success = outcome(seed)
         return self.observation(), {"start": True}
@@ -44,12 +44,12 @@ class Corridor(gymnasium.Env):
         if over:
             self.played.append((self.seed, np.array(self.actions)))
         reward = float(action[0]) - 1
-        info = {} if self.d4rl else {"success": float(over and self.success)}
+        self.total += reward
+        info = {"success": float(over and self.success)}
+        if self.d4rl:
+            info = {"normalized_score": (self.total + 10) / 20}
         terminated = over and self.success
         return self.observation(), reward, terminated, over and not terminated, info
-
-    def get_normalized_score(self, total):
-        return (total + 10) / 20
 
     def render(self):
         """An image that says which step it is of."""

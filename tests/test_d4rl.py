@@ -268,7 +268,7 @@ def test_a_dataset_that_is_missing_or_broken(d4rl_dir, tmp_path, monkeypatch):
     download = "urllib.request.urlretrieve"
     for fail, word in ((unreachable, "no route to host"), (cut_off, "IncompleteRead")):
         monkeypatch.setattr(download, fail)
-        refused(drol, args, data / file, word, f"put {file} there", "tools/collect.py")
+        refused(drol, args, data, word, f"put {file}")
         assert not [path for path in data.iterdir() if path.suffix != ".lock"]
     monkeypatch.setattr(download, lambda url, path: Path(path).write_bytes(b"broken"))
     refused(drol, args, data / file, "delete it")

@@ -142,7 +142,7 @@ def test_a_broken_dataset_is_told_and_left(changed, tmp_path, kind, change, word
 def test_a_missing_dataset_without_network(tmp_path, monkeypatch):
     """The message names the files, the folder, the mirror, and the program that makes data."""
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    refused(drol, command(tmp_path / "data", tmp_path / "runs"), tmp_path / "data" / FILE,
+    refused(drol, command(tmp_path / "data", tmp_path / "runs"), tmp_path / "data", FILE,
             VALIDATION, "huggingface.co/datasets/zhouzypaul/ogbench_datasets",
             "tools/collect.py", "no route")  # fmt: skip
 

@@ -22,7 +22,7 @@ def corridor(monkeypatch):
 class Going:
     """A run that nobody has told to stop."""
 
-    def check_stop(self):
+    def check(self):
         pass
 
 
@@ -124,12 +124,12 @@ def test_a_run_that_is_told_to_stop_stops_evaluating(corridor):
     class Stopped:
         steps = 0
 
-        def check_stop(self):
+        def check(self):
             self.steps += 1
             if self.steps == 3:
-                raise KeyboardInterrupt
+                raise drol.Stopped
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(drol.Stopped):
         drol.evaluate(policy, make_envs(NAME, 2), 50, (0,), Stopped())
     assert len(corridor[0].actions) <= 2
 

@@ -15,7 +15,6 @@ from types import ModuleType
 import filelock
 import numpy as np
 import ogbench
-import pandas
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -108,9 +107,8 @@ def test_tensorboard_shows_what_the_csv_files_hold(done):
 @pytest.mark.parametrize("task, expected", [(2, "36.7, the mean of 3"), (None, "60.0")])
 def test_the_final_score_is_the_papers(capsys, tmp_path, task, expected):
     """OGBench: the mean of the last three evaluations; D4RL: the last one."""
-    scores = pandas.DataFrame({"step": [1, 2, 3, 4], "score": [90.0, 20.0, 30.0, 60.0]})
-    scores.to_csv(tmp_path / "eval.csv", index=False)
-    drol.report(tmp_path, drol.Task("name", "dataset", task, "preset", "folder"))
+    rows = [{"score": score} for score in (90.0, 20.0, 30.0, 60.0)]
+    drol.print_score(tmp_path, drol.Task("name", "dataset", task, "family", "folder"), rows)
     assert f"score {expected}" in capsys.readouterr().out
 
 
@@ -424,9 +422,9 @@ def test_tracking_is_handed_to_wandb(monkeypatch, done, data_dir, tmp_path):
     drol.main([*args, "--wandb-project-name", "mine", "--wandb-entity", "us"])
     (options,) = calls
     assert (options["project"], options["entity"]) == ("mine", "us")
-    assert options["sync_tensorboard"] and options["resume"] == "allow"
+    assert options["sync_tensorboard"]
     assert options["dir"] == run and options["config"]["steps"] == 40
-    assert "pointmaze-medium-navigate-task1" in options["id"] and "seed0" in options["id"]
+    assert "pointmaze-medium-navigate-task1" in options["name"] and "seed0" in options["name"]
 
 
 # ------------------------------------------------------------------------------ a user's console
@@ -504,7 +502,7 @@ def test_the_console_of_a_new_user(program, data_dir, tmp_path):
     process = start(program, command(data_dir, tmp_path, "--lr", -1), env=environment)
     out, err = process.communicate()
     assert (process.returncode, out) == (1, "")
-    assert err == "error: --lr -1.0: give at least 0\n"
+    assert err == "error: --lr -1.0: give 0 to 1\n"
     process = start(program, command(data_dir, tmp_path, "--task", 9), env=environment)
     out, err = process.communicate()
     assert process.returncode != 0 and "--task" in err and "Traceback" not in err

@@ -130,7 +130,7 @@ def test_a_task_is_named_in_one_of_three_ways():
     ):
         args, task, _ = resolved(drol, **settings)
         assert task.name == "cube-single-play-singletask-task3-v0"
-        assert (task.dataset, task.task, args.task) == ("cube-single-play-v0", 3, 3)
+        assert (task.dataset, task.number, args.task) == ("cube-single-play-v0", 3, 3)
 
 
 def test_folders_of_official_data():
@@ -210,17 +210,17 @@ def test_device_and_compile_are_chosen_together(monkeypatch, gpu):
     (["--env-id", "pen-human-v1", "--task", "1"], ["--task 1", "pen-human-v1"]),
     (["--env-id", "cube-single-play-singletask-task2-v0", "--task", "3"],
      ["--task 3", "contradicts"]),
-    (["--lr", "-1"], ["--lr -1", "at least 0"]),
+    (["--lr", "-1"], ["--lr -1", "give 0 to"]),
     (["--lr", "nan"], ["--lr nan"]),
     (["--discount", "-0.1"], ["--discount -0.1"]),
     (["--tau", "-0.1"], ["--tau -0.1"]),
-    (["--bc-coef", "-1"], ["--bc-coef -1", "at least 0"]),
-    (["--seed", "-1"], ["--seed -1", "at least 0"]),
-    (["--snapshot-interval", "-1"], ["--snapshot-interval -1", "at least 0"]),
-    (["--k", "0"], ["--k 0", "at least 1"]),
-    (["--steps", "0"], ["--steps 0", "at least 1"]),
+    (["--bc-coef", "-1"], ["--bc-coef -1", "give 0 to"]),
+    (["--seed", "-1"], ["--seed -1", "give 0 to"]),
+    (["--snapshot-interval", "-1"], ["--snapshot-interval -1", "give 0 to"]),
+    (["--k", "0"], ["--k 0", "give 1 to"]),
+    (["--steps", "0"], ["--steps 0", "give 1 to"]),
     (["--batch-size", "0"], ["--batch-size 0"]),
-    (["--hidden-dims", "16", "0"], ["--hidden-dims", "at least 1"]),
+    (["--hidden-dims", "16", "0"], ["--hidden-dims", "give 1 to"]),
     (["--eval-interval", "0"], ["--eval-interval 0"]),
     (["--eval-episodes", "0"], ["--eval-episodes 0"]),
     (["--eval-envs", "0"], ["--eval-envs 0"]),

@@ -312,26 +312,32 @@ def read_npz(path):
     return arrays
 
 
+def check_weights(weights, env):
+    """Raises UserError where arrays are not those of a policy for env."""
+    observations, actions = env.observation_space.shape[0], env.action_space.shape[0]
+    shapes = [weights[name].shape for name in WEIGHTS]
+    if [len(shape) for shape in shapes] != [2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1]:
+        raise UserError("its arrays have not the shapes of a DAPG policy's")
+    inputs, outputs = shapes[0][1], shapes[4][0]
+    if (inputs, outputs) != (observations, actions):
+        raise UserError(
+            f"it turns {inputs} observations into {outputs} actions, and {env.name} has "
+            f"{observations} and {actions}: it is another task's"
+        )
+    first, second = shapes[1][0], shapes[3][0]
+    layers = [(first, inputs), (first,), (second, first), (second,), (outputs, second)]
+    if shapes != [*layers, (outputs,), (inputs,), (inputs,), *[(outputs,)] * 3]:
+        raise UserError("its arrays have not the shapes of a DAPG policy's")
+    for name in WEIGHTS:
+        if weights[name].dtype.kind != "f" or not np.isfinite(weights[name]).all():
+            raise UserError(f"its array {name} holds NaN, infinity or no numbers")
+
+
 def load_policy(path, env):
     """The weights of the policy in a file, as float32. Raises UserError where they do not fit."""
-    observations, actions = env.observation_space.shape[0], env.action_space.shape[0]
     try:
         weights = read_npz(path) if zipfile.is_zipfile(path) else read_pickle(path)
-        shapes = [weights[name].shape for name in WEIGHTS]
-        if [len(shape) for shape in shapes] != [2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1]:
-            raise UserError("its arrays have not the shapes of a DAPG policy's")
-        inputs, outputs = shapes[0][1], shapes[4][0]
-        if (inputs, outputs) != (observations, actions):
-            raise UserError(
-                f"it turns {inputs} observations into {outputs} actions, and {env.name} has "
-                f"{observations} and {actions}: it is another task's"
-            )
-        first, second = shapes[1][0], shapes[3][0]
-        layers = [(first, inputs), (first,), (second, first), (second,), (outputs, second)]
-        if shapes != [*layers, (outputs,), (inputs,), (inputs,), *[(outputs,)] * 3]:
-            raise UserError("its arrays have not the shapes of a DAPG policy's")
-        if not all(np.isfinite(weights[name]).all() for name in WEIGHTS):
-            raise UserError("its arrays hold NaN or infinity")
+        check_weights(weights, env)
     except UserError as error:
         raise UserError(f"--policy {path}: {error}") from error
     except OSError as error:
@@ -472,8 +478,7 @@ def check(args):
     if args.env_id in EXPERT and args.policy is None:
         file = f"dapg/policies/{args.env_id.split('-')[0]}-v0.pickle"
         raise UserError(
-            f"--env-id {args.env_id} needs --policy FILE: {file} of "
-            "github.com/aravindr93/hand_dapg"
+            f"--env-id {args.env_id} needs --policy FILE: {file} of github.com/aravindr93/hand_dapg"
         )
     for flag in ("policy", "report"):
         if args.env_id not in EXPERT and getattr(args, flag):
@@ -566,7 +571,7 @@ def collect_expert(args):
     env = make_d4rl_env(args.env_id)
     weights = load_policy(args.policy, env)
     count = args.episodes or EXPERT_EPISODES
-    size = "" if count >= EXPERT_EPISODES else f" (D4RL's file has {EXPERT_EPISODES})"
+    size = "" if count == EXPERT_EPISODES else f" (official size: {EXPERT_EPISODES})"
     digest = hashlib.sha256(b"".join(array.tobytes() for array in weights.values()))
     source = (
         f"collected locally: {count} episodes{size}, seed {args.seed}, "

@@ -3,9 +3,10 @@
     from tools.d4rl_compat import D4RLEnv
     env = D4RLEnv("antmaze-large-play-v2")
 
-d4rl's own environment classes run unmodified. They import mujoco_py, and Adroit's import mjrl too. Where a real
-mujoco_py works it is used; else the stand-ins below, built on the mujoco package, take its place before d4rl is
-imported. SIMULATOR says which of the two it is. The packages are those of requirements-d4rl.txt.
+d4rl's own environment classes run unmodified. They import mujoco_py, and Adroit's import mjrl too.
+Where a real mujoco_py works it is used; else the stand-ins below, built on the mujoco package, take
+its place before d4rl is imported. SIMULATOR says which of the two it is. The packages are those of
+requirements-d4rl.txt. The functions at the end are named as ogbench's.
 """
 
 import contextlib
@@ -25,13 +26,15 @@ import gymnasium
 import mujoco
 import numpy as np
 
-# ------------------------------------------------------------------------- mujoco_py, as far as d4rl needs it
+# -------------------- mujoco_py, as far as d4rl needs it
 
 MjSimState = namedtuple("MjSimState", "time qpos qvel act udd_state")
 
 
 class Model:
-    """mujoco_py's PyMjModel: a mujoco.MjModel with look-ups like body_name2id(name), which raise ValueError."""
+    """mujoco_py's PyMjModel: a mujoco.MjModel with look-ups like body_name2id(name).
+
+    They raise ValueError."""
 
     def __init__(self, model):
         self.mujoco_model = model
@@ -42,10 +45,13 @@ class Model:
             return getattr(self.mujoco_model, name)
 
         def look_up(name):
-            index = mujoco.mj_name2id(self.mujoco_model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), name)
+            index = mujoco.mj_name2id(
+                self.mujoco_model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), name
+            )
             if index < 0:
                 raise ValueError(f"no {kind} is called {name}")
             return index
+
         return look_up
 
 
@@ -88,10 +94,15 @@ class MjSim:
 
     def set_state(self, state):
         data = self.mujoco_data
-        data.time, data.qpos[:], data.qvel[:], data.act[:] = state.time, state.qpos, state.qvel, state.act
+        data.time, data.qpos[:], data.qvel[:], data.act[:] = (
+            state.time,
+            state.qpos,
+            state.qvel,
+            state.act,
+        )
 
     def render(self, width, height):
-        """An image (height, width, 3) of the free camera's view, upside down as mujoco_py gives it."""
+        """An image (height, width, 3) of the free camera, upside down as mujoco_py gives it."""
         if self.renderer is None:
             self.renderer = mujoco.Renderer(self.mujoco_model, height, width)
         self.renderer.update_scene(self.mujoco_data)
@@ -99,9 +110,11 @@ class MjSim:
 
 
 def load_model_from_path(path):
-    # an included file that Adroit's tasks share has an attribute of viewers' that newer versions of MuJoCo refuse
+    # a file that Adroit's tasks include has an attribute of viewers that newer MuJoCo refuses
     shared = Path(path).with_name("DAPG_assets.xml")
-    assets = {shared.name: shared.read_bytes().replace(b'apirate="200"', b"")} if shared.exists() else {}
+    assets = (
+        {shared.name: shared.read_bytes().replace(b'apirate="200"', b"")} if shared.exists() else {}
+    )
     return Model(mujoco.MjModel.from_xml_path(path, assets))
 
 
@@ -114,7 +127,7 @@ def stand_in_for_mujoco_py():
 
 
 def stand_in_for_mjrl():
-    """mjrl's environment base class, on mujoco_py's interface, so that it works with the real one too."""
+    """mjrl's environment base class, on mujoco_py's interface, so that it works with both."""
     import gym
     import mujoco_py
     from gym.utils import seeding
@@ -125,11 +138,16 @@ def stand_in_for_mjrl():
             self.model = mujoco_py.load_model_from_path(model_path)
             self.sim = mujoco_py.MjSim(self.model)
             self.data = self.sim.data
-            self.init_qpos, self.init_qvel = self.data.qpos.ravel().copy(), self.data.qvel.ravel().copy()
+            self.init_qpos, self.init_qvel = (
+                self.data.qpos.ravel().copy(),
+                self.data.qvel.ravel().copy(),
+            )
             observation = self.step(np.zeros(self.model.nu))[0]
             low, high = self.model.actuator_ctrlrange.copy().T
             self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
-            self.observation_space = gym.spaces.Box(-np.inf, np.inf, observation.shape, dtype=np.float64)
+            self.observation_space = gym.spaces.Box(
+                -np.inf, np.inf, observation.shape, dtype=np.float64
+            )
             self.seed()
 
         def seed(self, seed=None):
@@ -162,7 +180,9 @@ def stand_in_for_mjrl():
 
 
 def import_d4rl():
-    """Imports d4rl on whichever simulator works. Returns gym and the simulator's name. Raises ImportError."""
+    """Imports d4rl on the simulator that works. Returns gym and the simulator's name.
+
+    Raises ImportError."""
     import gym  # before mujoco_py, which needs it
 
     gym.logger.set_level(gym.logger.ERROR)  # it warns of what d4rl still uses
@@ -180,31 +200,39 @@ def import_d4rl():
     except ImportError:
         stand_in_for_mjrl()
     import d4rl.hand_manipulation_suite
-    import d4rl.locomotion
+    import d4rl.locomotion  # noqa: F401
 
     return gym, simulator
 
 
-os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = "1"  # it complains of environments that are not used here
-with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(), \
-        mock.patch.dict(os.environ, D4RL_DATASET_DIR=tempfile.gettempdir()):  # which it would make, and is not used
+os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = (
+    "1"  # it complains of environments that are not used here
+)
+with (
+    contextlib.redirect_stderr(io.StringIO()),
+    warnings.catch_warnings(),
+    mock.patch.dict(os.environ, D4RL_DATASET_DIR=tempfile.gettempdir()),
+):  # which it would make, and is not used
     warnings.simplefilter("ignore")  # and gym prints that it is unmaintained
     try:
         import h5py
 
         gym, SIMULATOR = import_d4rl()
     except Exception as error:  # what packages of other versions make of each other
-        raise ImportError(f"D4RL's tasks need more packages ({error}): "
-                          "pip install --no-deps -r requirements-d4rl.txt") from error
+        raise ImportError(
+            f"D4RL's tasks need more packages ({error}): "
+            "pip install --no-deps -r requirements-d4rl.txt"
+        ) from error
 
 
-# ----------------------------------------------------------------------------------------- the gymnasium face
+# -------------------- the gymnasium face
 
 
 class D4RLEnv(gymnasium.Env):
-    """One of D4RL's tasks, such as pen-human-v1, as a gymnasium environment. An episode depends on its seed alone.
+    """One of D4RL's tasks, such as pen-human-v1, as a gymnasium environment.
 
-    The time limit truncates (antmaze: 700 steps in umaze, else 1000; pen 100, other hands 200); a reached goal
+    An episode depends on its seed alone. The last step's info has normalized_score. The time limit
+    truncates (antmaze: 700 steps in umaze, else 1000; pen 100, other hands 200); a reached goal
     (antmaze) and a dropped pen terminate. dataset_file: the name of the task's dataset."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -212,22 +240,28 @@ class D4RLEnv(gymnasium.Env):
 
     def __init__(self, name):
         with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
+
             def mkstemp(suffix, text):  # a maze would leave its XML file behind, open
                 return None, str(Path(folder) / f"maze{suffix}")
 
             with mock.patch("tempfile.mkstemp", mkstemp):
                 self.env = gym.make(name)  # prints the maze's goal
         self.name = name
-        self.inner = getattr(self.env.unwrapped, "wrapped_env", self.env.unwrapped)  # AntMaze is in a ProxyEnv
+        self.inner = getattr(
+            self.env.unwrapped, "wrapped_env", self.env.unwrapped
+        )  # AntMaze is in a ProxyEnv
         space = self.env.observation_space
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.env.action_space.shape, np.float32)
-        self.get_normalized_score = self.inner.get_normalized_score  # of an episode's return; random 0, expert 1
+        self.get_normalized_score = (
+            self.inner.get_normalized_score
+        )  # of an episode's return; random 0, expert 1
         self.model = self.inner.sim.model
         self.dataset_file = Path(self.inner.dataset_url).name
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        self.total = 0.0
         if seed is not None:
             self.inner.seed(seed)
             np.random.seed(seed)  # AntMaze draws its goal from NumPy's global generator
@@ -236,19 +270,25 @@ class D4RLEnv(gymnasium.Env):
 
     def step(self, action):
         observation, reward, done, info = self.env.step(action)
-        truncated = info.pop("TimeLimit.truncated", False)  # only at the limit, and False where it was done as well
+        truncated = info.pop(
+            "TimeLimit.truncated", False
+        )  # only at the limit, and False where it was done as well
+        self.total += float(reward)
+        info["normalized_score"] = self.get_normalized_score(self.total)
         return observation, float(reward), bool(done and not truncated), truncated, info
 
     def render(self):
         return self.inner.sim.render(480, 480)[::-1]
 
 
-# ------------------------------------------------------------------- what ogbench has under the same names
+# -------------------- what ogbench has under the same names
 
 
-def make_env_and_datasets(name, dataset_dir=None, env_only=False, dataset_only=False, cur_env=None, **_):
-    """The environment of a task, or with dataset_only the pair of its data (see load_dataset) and None, as there
-    is no validation data. Raises KeyError or OSError where the file is not D4RL's."""
+def make_env_and_datasets(
+    name, dataset_dir=None, env_only=False, dataset_only=False, cur_env=None, **_
+):
+    """The environment of a task, or with dataset_only the pair of its data (see load_dataset) and
+    None, as there is no validation data. Raises KeyError or OSError where a file is not D4RL's."""
     if env_only:
         return D4RLEnv(name)
     env = (cur_env or D4RLEnv(name)).unwrapped
@@ -262,7 +302,9 @@ def download_datasets(names, dataset_dir):
         env = D4RLEnv(name)
         path = Path(dataset_dir) / env.dataset_file
         if not path.exists():
-            partial = path.with_suffix(".partial")  # so that a file of the right name is always whole
+            partial = path.with_suffix(
+                ".partial"
+            )  # so that a file of the right name is always whole
             print(f"downloading {env.inner.dataset_url} to {path}", flush=True)
             try:
                 urllib.request.urlretrieve(env.inner.dataset_url, partial)
@@ -274,14 +316,20 @@ def download_datasets(names, dataset_dir):
 
 
 def load_dataset(path, name):
-    """The steps that d4rl.qlearning_dataset makes of a file, as float32, with OGBench's masks and terminals.
+    """The steps that d4rl.qlearning_dataset makes of a file, as float32, named as OGBench's.
 
-    observations, next_observations (N, O); actions (N, A); rewards (N,), in AntMaze -1 per step until the goal;
-    masks (N,): 0 at a terminal state; terminals (N,): 1 at the last step of an episode. A step at a time limit is
-    left out: what follows it is of the next episode. Raises KeyError or OSError where the file is not D4RL's."""
+    observations, next_observations (N, O); actions (N, A); rewards (N,), in AntMaze -1 per step
+    until the goal; masks (N,): 0 at a terminal state; terminals (N,): 1 at an episode's last step.
+    A step at a time limit is left out: what follows it is of the next episode. Raises KeyError or
+    OSError where the file is not D4RL's."""
     with h5py.File(path) as file:
-        data = {key: file[key][:] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
-    timeouts, terminals = (data.pop(key).reshape(-1).astype(bool) for key in ("timeouts", "terminals"))
+        data = {
+            key: file[key][:]
+            for key in ("observations", "actions", "rewards", "terminals", "timeouts")
+        }
+    timeouts, terminals = (
+        data.pop(key).reshape(-1).astype(bool) for key in ("timeouts", "terminals")
+    )
     data["rewards"] = data["rewards"].reshape(-1)
     keep = np.flatnonzero(~timeouts[:-1])
     data["next_observations"] = data["observations"][1:]
@@ -295,7 +343,7 @@ def load_dataset(path, name):
     return data | {"terminals": last.astype(np.float32)}
 
 
-def load_marks(path):
-    """The attributes of a dataset's file; `source` is tools/collect.py's. Raises OSError."""
+def source_of_dataset(path):
+    """Where a D4RL file says that it came from: tools/collect.py marks its own. Raises OSError."""
     with h5py.File(path) as file:
-        return dict(file.attrs)
+        return str(file.attrs.get("source", "official or unknown"))

@@ -1,8 +1,9 @@
-"""Plays a checkpoint back: scores each episode and, with --video, records the first ones as a GIF or an MP4.
+"""Plays a checkpoint back: scores each episode and, with --video, records the first ones.
 
     python tools/rollout.py runs/.../seed0/checkpoint.pt --episodes 10 --seed 0 --video out.gif
 
-The checkpoint itself says which environment it was trained on and whether drol.py or fql.py made it.
+The video is a GIF or an MP4. The checkpoint itself says which environment it was trained on and
+whether drol.py or fql.py made it.
 """
 
 import importlib.util
@@ -27,7 +28,9 @@ class Args:
     seed: int = 0  # seed of the episodes and of the policy's noise
     video: Path | None = None  # file to record to, .gif or .mp4
     video_episodes: int = 1  # episodes to record, from the first on
-    fps: int = 20  # frames a second; a frame is one step, so 20 is real time for cube, scene and puzzle
+    fps: int = (
+        20  # frames a second; a frame is one step, so 20 is real time for cube, scene and puzzle
+    )
 
 
 PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
@@ -38,7 +41,7 @@ def fail(message):
 
 
 def prepare_video(path):
-    """Ends the program where no video can be made, and sets MUJOCO_GL, which MuJoCo reads when imported."""
+    """Ends the program where no video can be made, and sets MUJOCO_GL for the import of MuJoCo."""
     modules = {".gif": ["imageio"], ".mp4": ["imageio", "imageio_ffmpeg"]}.get(path.suffix)
     if modules is None or path.is_dir():
         fail(f"--video {path}: give a file name that ends in .gif or .mp4")
@@ -50,10 +53,18 @@ def prepare_video(path):
     display = ["glfw"] if os.environ.get("DISPLAY") or sys.platform != "linux" else []
     for name in [given] if given else [*display, "egl", "osmesa"]:
         os.environ["MUJOCO_GL"] = name
-        if subprocess.run([sys.executable, "-c", PROBE], capture_output=True, check=False).returncode == 0:
+        if (
+            subprocess.run(
+                [sys.executable, "-c", PROBE], capture_output=True, check=False
+            ).returncode
+            == 0
+        ):
             return
-    fail(f"--video: MuJoCo cannot draw with MUJOCO_GL={given}; unset it" if given else
-         "--video: MuJoCo can draw with neither EGL nor OSMesa: apt-get install libegl1, or libosmesa6")
+    fail(
+        f"--video: MuJoCo cannot draw with MUJOCO_GL={given}; unset it"
+        if given
+        else "--video: MuJoCo can draw with neither EGL nor OSMesa: apt-get install libegl1"
+    )
 
 
 def load(path, seed):
@@ -65,14 +76,20 @@ def load(path, seed):
     except ImportError as error:  # of what D4RL's tasks need
         fail(str(error))
     except Exception as error:  # whatever a broken file makes its readers raise
-        fail(f"checkpoint {path} is missing, damaged or of neither drol.py nor fql.py: {error!r:.90}")
+        fail(
+            f"checkpoint {path} is missing, damaged or of neither drol.py nor fql.py: {error!r:.90}"
+        )
 
 
 def play(env, policy, seed, frames=None):
-    """Plays one episode and adds its frames (H, W, 3), if asked. Returns its score, return and length."""
+    """Plays one episode and adds its frames (H, W, 3), if asked.
+
+    Returns its score, return and length."""
     observation, info = env.reset(seed=seed)
     if frames is not None:
-        env.unwrapped.model.light_castshadow[:] = False  # most of the drawing time where there is no GPU
+        env.unwrapped.model.light_castshadow[:] = (
+            False  # most of the drawing time where there is no GPU
+        )
     while True:
         if frames is not None:
             frames.append(env.unwrapped.render())
@@ -85,8 +102,10 @@ def write_video(path, frames, fps):
     """Writes a GIF or an MP4 under another name and moves it into place once it is whole."""
     import imageio
 
-    options = {".gif": {"duration": 1000 / fps, "loop": 0},
-               ".mp4": {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "quiet"}}
+    options = {
+        ".gif": {"duration": 1000 / fps, "loop": 0},
+        ".mp4": {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "quiet"},
+    }
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         imageio.mimwrite(partial, frames, **options[path.suffix])
@@ -103,7 +122,9 @@ def main(argv=None):
     if min(args.episodes, args.video_episodes, args.seed + 1) < 1 or not 1 <= args.fps <= 100:
         fail("give --episodes and --video-episodes 1 or more, --seed 0 or more, --fps 1 to 100")
     warnings.simplefilter("ignore")
-    sys.unraisablehook = lambda _: None  # what libraries complain of as their objects are thrown away
+    sys.unraisablehook = lambda _: (
+        None
+    )  # what libraries complain of as their objects are thrown away
     line = "{:<12} score {:5.1f}  return {:8.1f}  length {:6.1f}"
     recorded = min(args.video_episodes, args.episodes) if args.video else 0
     rows, frames = [], []

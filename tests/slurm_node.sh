@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A Slurm of one node for the tests, on the loopback interface, without systemd, cgroups or a database.
+# A Slurm of one node for the tests, on the loopback interface, without systemd, cgroups or a
+# database. Everything it writes lies in DIR, all of whose parents must be open to all (munge
+# insists on that). Needs Debian's packages slurmctld, slurmd, slurm-client and munge.
 #
-#   bash tools/slurm_node.sh start DIR && export SLURM_CONF=DIR/client.conf     then sbatch, squeue, scontrol
-#   bash tools/slurm_node.sh stop DIR
-#
-# Everything it writes lies in DIR, all of whose parents must be open to all (munge insists on that). Needs slurmctld, slurmd, slurm-client and munge (Debian's packages of these names).
+#   bash tests/slurm_node.sh start DIR && export SLURM_CONF=DIR/client.conf
+#   sbatch, squeue, scontrol ...
+#   bash tests/slurm_node.sh stop DIR
 set -euo pipefail
 dir=$(realpath -m "${2:?give start or stop, and a folder}")
 export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin
@@ -12,7 +13,8 @@ host=$(uname -n) host=${host%%.*}
 
 running() {  # NAME: its pid, if the recorded process is still that program
     local pid
-    pid=$(cat "$dir/$1.pid" 2>/dev/null) && grep -q "$1" "/proc/$pid/cmdline" 2>/dev/null && echo "$pid"
+    pid=$(cat "$dir/$1.pid" 2>/dev/null) || return 1
+    grep -q "$1" "/proc/$pid/cmdline" 2>/dev/null && echo "$pid"
 }
 wait_for() {  # SECONDS COMMAND...
     local i
@@ -24,6 +26,7 @@ daemon() {  # NAME FLAGS...: in a session of its own, with none of our files ope
     echo $! >"$dir/$1.pid"
 }
 idle() { [ "$(timeout 3 sinfo --noheader --format=%T 2>/dev/null)" = idle ]; }
+no_jobs() { [ -z "$(timeout 3 squeue --noheader 2>/dev/null)" ]; }
 ended() { ! kill -0 "$1" 2>/dev/null; }
 
 start() {
@@ -70,25 +73,35 @@ PropagateResourceLimits=NONE
 NodeName=$host NodeAddr=127.0.0.1 NodeHostname=$host CPUs=2 RealMemory=100000 State=UNKNOWN
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
-    sed 's/^MinJobAge=.*/MinJobAge=4/' "$SLURM_CONF" >"$dir/client.conf"  # by which sbatch --wait looks every 2 s
-    daemon munged -F --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" \
-        --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
+    # by MinJobAge=4 sbatch --wait looks every 2 s
+    sed 's/^MinJobAge=.*/MinJobAge=4/' "$SLURM_CONF" >"$dir/client.conf"
+    daemon munged -F --key-file="$dir/munge/key" --socket="$dir/munge/socket" \
+        --pid-file="$dir/munge/pid" --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
     wait_for 10 test -S "$dir/munge/socket" || { tail -n 1 "$dir/munged.log" >&2; exit 1; }
     daemon slurmctld -D -c -i
     daemon slurmd -D
-    wait_for 30 idle || { tail -n 5 "$dir"/*.log >&2; stop; echo "error: no idle node" >&2; exit 1; }
+    if ! wait_for 60 idle; then
+        tail -n 5 "$dir"/*.log >&2
+        stop
+        echo "error: no idle node" >&2
+        exit 1
+    fi
 }
 
 stop() {
     local name pid
-    [ -z "$(running slurmctld)" ] || { timeout 5 scancel --user="$(id -un)" 2>/dev/null && sleep 1; } || true
+    if [ -n "$(running slurmctld)" ] && timeout 5 scancel --user="$(id -un)" 2>/dev/null; then
+        wait_for 10 no_jobs || true
+    fi
     for name in slurmd slurmctld munged; do
         pid=$(running "$name") || continue
         kill "$pid" 2>/dev/null || true
         wait_for 10 ended "$pid" || kill -9 "$pid" || true
     done
     for pid in $(pgrep slurmstepd); do  # what runs jobs outlives slurmd
-        ! tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF" || kill -9 "$pid" || true
+        if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
+            kill -9 "$pid" || true
+        fi
     done
 }
 

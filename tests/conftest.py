@@ -1,0 +1,89 @@
+"""Fixtures that several test files share. What takes long is made once per test session, however
+many processes share the tests, and is read or copied by each test."""
+
+import os
+import shutil
+import signal
+
+import filelock
+import pytest
+import torch
+
+from tests.helpers import ADROIT, ANTMAZE, command, run_of, write_d4rl_file
+from tools import collect
+
+torch.set_num_threads(1)  # networks of this size only lose by more
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """shared(name, make) is the session's folder of this name. make(folder) fills it, once."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all processes of the session
+
+    def folder_of(name, make):
+        folder, partial = base / name, base / f"{name}-partial"
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                shutil.rmtree(partial, ignore_errors=True)  # of a process that failed
+                partial.mkdir()
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return folder_of
+
+
+def collected(shared, family):
+    flags = ["--env-id", family, "--episodes", "2", "--jobs", "1", "--data-dir"]
+    return shared(f"data-{family}", lambda folder: collect.main([*flags, str(folder)]))
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared):
+    """A dataset of pointmaze-medium, made by the real collector: 2 episodes, 1 for validation."""
+    return collected(shared, "pointmaze-medium")
+
+
+@pytest.fixture(scope="session")
+def cube_dir(shared):
+    """The same of cube-single."""
+    return collected(shared, "cube-single")
+
+
+@pytest.fixture(scope="session")
+def d4rl_dir(shared):
+    """Files in D4RL's format: antmaze-umaze, 4 episodes of 61 steps; pen-human, 10 of 40."""
+    pytest.importorskip("h5py")
+    pytest.importorskip("tools.d4rl_compat")
+
+    def make(folder):
+        write_d4rl_file(ANTMAZE, folder, 4, 61)
+        write_d4rl_file(ADROIT, folder, 10, 40)
+
+    return shared("data-d4rl", make)
+
+
+@pytest.fixture
+def finished(shared, data_dir, tmp_path):
+    """finished(program) puts a copy of its finished run under tmp_path / "runs" and returns the
+    run's folder. command(data_dir, tmp_path / "runs") is what made it."""
+
+    def copy(program):
+        train = lambda folder: program.main(command(data_dir, folder))
+        original = shared(f"finished-{program.ALGORITHM}", train)
+        shutil.copytree(original, tmp_path / "runs")
+        return run_of(tmp_path / "runs")
+
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A run handles Ctrl-C and SIGTERM itself. Afterwards they are pytest's again."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
