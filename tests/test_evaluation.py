@@ -211,10 +211,9 @@ def test_an_episode_depends_on_its_seed_alone():
     starts = []
     for seed in (7, 8, 7):
         observation, info = env.reset(seed=seed)
-        starts.append(observation)
+        drawn = env.unwrapped.action_space.sample()
+        starts.append(np.concatenate([observation, drawn, np.random.random(seed)[:3]]))
         assert info == {}
-        env.unwrapped.action_space.sample()
-        np.random.random(seed)
     assert np.array_equal(starts[0], starts[2])
     assert not np.array_equal(starts[0], starts[1])
 
