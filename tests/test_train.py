@@ -107,6 +107,13 @@ class FakeEnvs:
         pass
 
 
+def assert_all_differ(actions):
+    """But for those that were clipped."""
+    inside = actions[np.abs(actions).max(1) < 1]
+    assert np.abs(actions).max() <= 1
+    assert len(np.unique(inside, axis=0)) == len(inside) > len(actions) / 2
+
+
 def record(program, folder, data_dir, *flags):
     """Runs the program, by default with every released setting, and returns what came by."""
     log = SimpleNamespace(updates=[], acts=[], generators=[], envs=None, run=None)
@@ -264,8 +271,7 @@ def test_evaluation_plays_the_actor_of_its_time(recorded):
         actor = log.updates[updates - 1].after["actor"].state_dict()
         assert all(torch.equal(state[name], actor[name]) for name in actor)
         assert np.array_equal(observation, log.envs.observe())
-    actions = np.concatenate(log.envs.actions)  # the observation never changes, the latent does
-    assert len(np.unique(actions, axis=0)) == len(actions) and np.abs(actions).max() <= 1
+    assert_all_differ(np.concatenate(log.envs.actions))  # always one observation, many latents
     assert log.envs.num_envs == 10 and len(set(log.envs.seeds)) == 2 * 50
 
 
@@ -375,7 +381,6 @@ def test_each_use_of_chance_has_a_generator_of_its_own_for_each_seed(draws):
     starts = [run.log.updates[0].before["actor"].state_dict() for run in draws[1]]
     for name, value in starts[0].items():
         assert not value.any() or (value != starts[1][name]).all(), name
-    actions = np.concatenate([np.concatenate(run.log.envs.actions) for run in draws[1]])
-    assert len(np.unique(actions, axis=0)) == len(actions)
+    assert_all_differ(np.concatenate([x for run in draws[1] for x in run.log.envs.actions]))
     episodes = [seed for run in draws[1] for seed in run.log.envs.seeds]
     assert len(episodes) == len(set(episodes)) == 2 * 3 * 50
