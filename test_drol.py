@@ -476,16 +476,14 @@ def test_bfloat16_routes_and_float32_learns(toy):
     winner = drol.route(rounded, batch["actions"])
     assert (winner != drol.route(exact, batch["actions"])).any()  # or this test shows nothing
     z = latents[torch.arange(32), winner]
-    parts = (actor, critic, batch)
-    loss, _ = drol.actor_loss(*parts, latents, 0.7, "min", True, "bfloat16")
-    alone, _ = drol.actor_loss(*parts, z[:, None], 0.7, "min", True)  # the winner, in float32
+    alone, _ = drol.actor_loss(actor, critic, batch, z[:, None], 0.7, "min", True)  # in float32
+    args = SimpleNamespace(bc_coef=0.7, discount=0.99, q_agg="mean", actor_q_agg="min")
+    args.normalize_q, args.routing_dtype = True, "bfloat16"
+    noise = {"latents": latents, "next_latents": latents[:, 0]}
+    loss = drol.losses(networks, batch, noise, args)[1]["actor_loss"]
     assert loss.dtype == torch.float32
-    for a, b in zip(
-        torch.autograd.grad(loss, list(actor.parameters())),
-        torch.autograd.grad(alone, list(actor.parameters())),
-        strict=True,
-    ):
-        assert a.dtype == torch.float32 and torch.equal(a, b)
+    ours, theirs = (torch.autograd.grad(x, list(actor.parameters())) for x in (loss, alone))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 # -------------------- theory

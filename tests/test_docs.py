@@ -185,6 +185,18 @@ def check_random(rows):
             assert agrees(row[name], measured[name.replace(" ", "_")])
 
 
+def check_experts(rows):
+    """Each cell: the mean normalised return and its standard error."""
+    path = "results/experts/experts.csv"
+    assert [row["task"] for row in rows] == list(dict.fromkeys(x["env_id"] for x in read(path)))
+    for row in rows:
+        for actions in ("mean", "sampled"):
+            measured = find(path, env_id=row["task"], actions=actions)
+            score, error = row[f"{actions} actions"].split(" ± ")
+            assert agrees(score, measured["score"])
+            assert agrees(error, measured["standard_error"])
+
+
 SETTINGS = "testdata/published_settings.csv"
 PAPER = {row["group"] for row in read("testdata/published_results.csv")}
 COLUMNS = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}
@@ -194,6 +206,7 @@ TABLES = {  # page, heading, which of its tables, check
     "speed": ("README.md", "Speed", 0, check_speed),
     "settings of D4RL": ("docs/data.md", "Published settings", 0, check_d4rl_settings),
     "scores of D4RL": ("docs/data.md", "Published settings", 1, check_d4rl_scores),
+    "experts": ("docs/data.md", "Expert data, made again", 0, check_experts),
     "random actions": ("docs/data.md", "How near it is to MuJoCo 2.1", 0, check_random),
 }
 every_table = pytest.mark.parametrize("name", TABLES)
