@@ -48,6 +48,7 @@ def main():
         axis.set_title(title)
     for axis in axes[-1]:
         axis.set_xlabel("updates")
+        axis.set_xticks(range(0, 20_001, 5_000))
     axes[0, 0].legend()
     figure.savefig(FOLDER / "curves.png", dpi=110)
 
