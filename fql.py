@@ -2,9 +2,8 @@
 
     $ python fql.py --env-id humanoidmaze-medium --alpha 30
 
-A behaviour flow v(s, x, t) carries noise to the dataset's actions. A one-step actor f(s, z) is
-distilled from its endpoint for the same latent z and guided by the critic. Acting is one pass of
-it. One update, from a batch (s, a, r, m, s') with m = 0 where s' must not be bootstrapped from:
+A flow v(s, x, t) carries noise to the dataset's actions. A one-step actor f(s, z) is distilled from
+it and guided by the critic. One update, from a batch (s, a, r, m, s'), m = 0: do not bootstrap:
 
   1. sample_latents: z standard normal in R^A, A action dimensions
   2. critic_loss: a' = clip(f(s', z')), y = r + discount * m * agg_i Qbar_i(s', a'),
