@@ -292,7 +292,9 @@ def download(benchmark, task, files, data_dir):
     except OSError as error:
         advice = f"put {' and '.join(files)} into {data_dir}"
         if benchmark is ogbench:
-            advice += f", from {MIRROR} or made by tools/collect.py"
+            advice += f", for example from {MIRROR}"
+        if task.family.startswith(("cube", "scene", "puzzle", "pointmaze")):
+            advice += ", or make a dataset with tools/collect.py"
         raise UserError(f"{task.dataset} cannot be downloaded ({error}); {advice}") from error
 
 

@@ -147,6 +147,16 @@ def test_a_missing_dataset_without_network(tmp_path, monkeypatch):
             "tools/collect.py", "no route")  # fmt: skip
 
 
+def test_only_what_can_be_collected_is_said_to_be(tmp_path, monkeypatch):
+    """Walkers made the data of antmaze, humanoidmaze and antsoccer."""
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    for family in ("antmaze-large", "humanoidmaze-medium", "antsoccer-arena"):
+        with pytest.raises(drol.UserError, match="no route") as error:
+            drol.main(["--env-id", family, "--data-dir", str(tmp_path), "--device", "cpu",
+                       "--run-dir", str(tmp_path)])  # fmt: skip
+        assert "collect.py" not in str(error.value)
+
+
 def test_half_a_dataset_is_a_missing_one(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     shutil.copy(data_dir / FILE, tmp_path)
