@@ -75,7 +75,7 @@ class Args:
     data_dir: Path | None = None  # of datasets; unset: ~/.ogbench/data or ~/.d4rl/datasets
     run_dir: Path = Path("runs")  # folder of the runs
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: on the CPU
+    compile: Literal["on", "off"] = "off"  # on: faster on a CPU with g++, after a minute
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # delete the run's folder and start anew
     track: tyro.conf.FlagCreatePairsOff[bool] = False  # log to Weights & Biases (pip install wandb)
     wandb_project_name: str = "drol"  # project of --track
@@ -264,8 +264,7 @@ def benchmark_of(name):
 
 
 class Episode(gymnasium.Wrapper):
-    """Makes an episode depend on its seed alone. The info of its last step is its summary; every
-    other info is empty, as evaluation sends it between processes."""
+    """Makes an episode depend on its seed alone, and puts the score, in %, into a step's info."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from here and from the action space
@@ -273,38 +272,17 @@ class Episode(gymnasium.Wrapper):
         return self.env.reset(seed=seed)[0], {}
 
     def step(self, action):
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        summary = {}
-        if terminated or truncated:
-            score = info["success"] if "success" in info else info["normalized_score"]
-            episode = info["episode"]
-            summary = {"score": 100.0 * score, "return": episode["r"], "length": episode["l"]}
-        return observation, reward, terminated, truncated, summary
+        *result, info = self.env.step(action)
+        score = info["success"] if "success" in info else info["normalized_score"]
+        return *result, {"score": 100.0 * score}
 
 
 def make_env(name):
     """The environment of a full name."""
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
     warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
-    env = benchmark_of(name).make_env_and_datasets(name, env_only=True, disable_env_checker=True)
-    return Episode(gymnasium.wrappers.RecordEpisodeStatistics(env))
-
-
-def download(benchmark, task, files, data_dir):
-    """Downloads a dataset unless its files are there. Raises UserError."""
-    if all((data_dir / file).exists() for file in files):
-        return
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # of several runs one downloads
-            benchmark.download_datasets([task.dataset], data_dir)
-    except OSError as error:
-        advice = f"put {' and '.join(files)} into {data_dir}"
-        if benchmark is ogbench:
-            advice += f", for example from {MIRROR}"
-        if task.family.startswith(("cube", "scene", "puzzle", "pointmaze")):
-            advice += ", or make a dataset with tools/collect.py"
-        raise UserError(f"{task.dataset} cannot be downloaded ({error}); {advice}") from error
+    options = {"env_only": True, "disable_env_checker": True}
+    return Episode(benchmark_of(name).make_env_and_datasets(name, **options))
 
 
 def load_data(task, data_dir, device):
@@ -314,9 +292,12 @@ def load_data(task, data_dir, device):
     files = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"]  # the second is not trained on
     if benchmark is not ogbench:
         files = [env.unwrapped.dataset_file]
-    download(benchmark, task, files, data_dir)
     path = data_dir / files[0]
     try:
+        if not all((data_dir / file).exists() for file in files):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # of several, one downloads
+                benchmark.download_datasets([task.dataset], data_dir)
         options = {"dataset_only": True, "cur_env": env}
         data, _ = benchmark.make_env_and_datasets(task.name, data_dir, **options)
         if benchmark is ogbench:
@@ -324,24 +305,23 @@ def load_data(task, data_dir, device):
         else:
             source = benchmark.source_of_dataset(path)
     except BROKEN_FILE as error:
-        where = " or ".join(str(data_dir / file) for file in files)
-        raise UserError(f"{where} cannot be read ({error!r}); if damaged, delete it") from error
+        advice = f"delete what is damaged and put {' and '.join(files)} into {data_dir}"
+        if benchmark is ogbench:
+            advice += f", for example from {MIRROR} (docs/data.md)"
+        raise UserError(f"{task.dataset} cannot be loaded ({error!r}); {advice}") from error
     for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if data[key].shape[1:] != space.shape or not np.isfinite(data[key]).all():
-            raise UserError(f"dataset {path}: {key} are damaged or another task's; delete it")
+            raise UserError(f"{path}: {key} are damaged or another task's; delete it")
     data["actions"] = data["actions"].clip(-1 + 1e-5, 1 - 1e-5)  # as in the released code
-    terminals = data.pop("terminals")
     digest = hashlib.sha256()
     for key in ("observations", "actions", "rewards", "masks"):
         digest.update(np.ascontiguousarray(data[key]))
     facts = {
-        "path": str(path),
         "source": source,
         "fingerprint": digest.hexdigest()[:16],
         "simulator": getattr(benchmark, "SIMULATOR", f"mujoco {version('mujoco')}"),
-        "episodes": int(terminals.sum()),
-        "transitions": len(terminals),
-        "rewards": f"{data['rewards'].min():g} to {data['rewards'].max():g}",
+        "episodes": int(data.pop("terminals").sum()),
+        "transitions": len(data["rewards"]),
     }
     return {key: torch.from_numpy(value).to(device) for key, value in data.items()}, facts
 
@@ -366,44 +346,39 @@ def make_generator(device, *key):
 
 def make_eval_envs(name, count):
     """Environments of one name, a forked process each, stepped together."""
-    # The processes inherit the blocked signals: Ctrl-C is the main process's to handle.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     disabled = gymnasium.vector.AutoresetMode.DISABLED
     makers = [lambda: make_env(name)] * count
-    envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
-    signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-    return envs
+    return gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
 
 
 def evaluate(policy, envs, episodes, key, stop):
     """Means over episodes, a fixed share per environment, each seeded by (*key, environment,
-    episode). Raises Stopped after a signal."""
+    episode)."""
     count = envs.num_envs
     share = np.full(count, episodes // count)
     share[: episodes % count] += 1
-    played = np.zeros(count, int)
+    played, total, length = np.zeros((3, count))
     needs_reset = np.ones(count, bool)
     finished = []
     while (played < share).any():
         stop.check()
         if needs_reset.any():
-            seeds = [make_seed(*key, i, n) for i, n in enumerate(played.tolist())]
+            seeds = [make_seed(*key, i, int(n)) for i, n in enumerate(played)]
             observations, _ = envs.reset(seed=seeds, options={"reset_mask": needs_reset})
-        observations, _, terminated, truncated, info = envs.step(policy(observations))
+            total[needs_reset] = length[needs_reset] = 0
+        observations, rewards, terminated, truncated, info = envs.step(policy(observations))
+        total += rewards
+        length += 1
         needs_reset = terminated | truncated
         for i in np.flatnonzero(needs_reset & (played < share)):  # further episodes do not count
-            finished.append([info[name][i] for name in ("score", "return", "length")])
+            finished.append([info["score"][i], total[i], length[i]])
         played += needs_reset
-    score, total, length = np.mean(finished, axis=0).tolist()
-    _, return_std, _ = np.std(finished, axis=0).tolist()
-    return {"score": score, "return": total, "return_std": return_std, "length": length}
+    score, mean, length = np.mean(finished, axis=0).tolist()
+    std = np.std(finished, axis=0)[1].item()
+    return {"score": score, "return": mean, "return_std": std, "length": length}
 
 
 # -------------------- checkpoints and records
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM was received."""
-
-
 class StopSignal:
     """Notes Ctrl-C and SIGTERM, so that they end a run only where it can be saved."""
 
@@ -417,7 +392,7 @@ class StopSignal:
 
     def check(self):
         if self.number:
-            raise Stopped
+            sys.exit(128 + self.number)
 
 
 def load_checkpoint(path):
@@ -445,15 +420,14 @@ def load_policy(path, device="cpu", seed=0):
 class Run:
     """What training changes, and the folder that keeps it."""
 
-    def __init__(self, args, task, folder, dims):
-        self.args, self.task, self.folder, self.dims = args, task, folder, dims
+    def __init__(self, args, config, folder, dims, saved):
+        self.args, self.config, self.folder, self.dims = args, config, folder, dims
         self.networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(args.device)
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
         self.batch_generator = make_generator(args.device, args.seed, 1)
         self.noise_generator = make_generator(args.device, args.seed, 2)
         self.step, self.rows = 0, {"train": [], "eval": []}
-        if (folder / "checkpoint.pt").exists():
-            saved = load_checkpoint(folder / "checkpoint.pt")
+        if saved:
             self.networks.load_state_dict(saved["networks"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.batch_generator.set_state(saved["batch_generator"])
@@ -461,11 +435,11 @@ class Run:
             self.step, self.rows = saved["step"], saved["rows"]
             print(f"resumed at update {self.step:,}")
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
+        table = [f"|{name}|{value}|" for name, value in config["settings"].items()]
+        self.writer.add_text("hyperparameters", "\n".join(["|setting|value|", "|-|-|", *table]))
 
     def save(self, name="checkpoint.pt"):
-        content = {
-            "algorithm": ALGORITHM,
-            "env": self.task.name,
+        content = self.config | {
             "dims": self.dims,
             "step": self.step,
             "rows": self.rows,
@@ -490,33 +464,29 @@ class Run:
             self.writer.add_scalar(f"{name}/{key}", value, self.step)
 
     def evaluate_if_due(self, envs, stop):
-        """Evaluates, records and saves at every eval_interval and at the end, once per step.
-        Returns whether it did."""
-        args, step = self.args, self.step
-        due = step > 0 and (step % args.eval_interval == 0 or step == args.steps)
+        """Evaluates, records and saves at every eval_interval and at the end, once per step."""
+        args, step, actor = self.args, self.step, self.networks["actor"]
+        due = step > 0 and (step % args.eval_interval == 0 or step >= args.steps)
         if due and step not in [row["step"] for row in self.rows["eval"]]:
-            actor, action_dim = self.networks["actor"], self.dims[1]
             generator = make_generator(args.device, args.seed, 3, step)
-            policy = lambda observation: act(actor, observation, action_dim, generator)
+            policy = lambda observation: act(actor, observation, self.dims[1], generator)
             row = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
             self.record("eval", row)
             self.save()
             tqdm.write(f"update {step:,}: score {row['score']:.1f}")
-            return True
-        return False
 
 
 # -------------------- training
-def train(args, task, folder, data):
-    """Trains, evaluates and records a run, from its checkpoint if there is one. Returns the rows of
+def train(args, config, folder, data, saved=None):
+    """Trains, evaluates and records a run, from a checkpoint if there is one. Returns the rows of
     eval.csv. Ctrl-C and SIGTERM save the run and end the program."""
-    envs = make_eval_envs(task.name, min(args.eval_envs, args.eval_episodes))
-    stop = StopSignal()
+    stop = StopSignal()  # before the processes of the environments: they too go on after Ctrl-C
+    envs = make_eval_envs(config["env"]["name"], min(args.eval_envs, args.eval_episodes))
+    observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
+    run = Run(args, config, folder, (observation_dim, action_dim, args.hidden_dims), saved)
+    loss_fn = torch.compile(losses) if args.compile == "on" else losses
+    pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
     try:
-        observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
-        run = Run(args, task, folder, (observation_dim, action_dim, args.hidden_dims))
-        loss_fn = torch.compile(losses) if args.compile == "on" else losses
-        pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
         run.evaluate_if_due(envs, stop)  # a run that was stopped in an evaluation repeats it
         since, start = run.step, time.perf_counter()
         while run.step < args.steps:
@@ -532,27 +502,25 @@ def train(args, task, folder, data):
                 row = dict(zip(metrics, values, strict=True))
                 rate = (run.step - since) / (time.perf_counter() - start)
                 run.record("train", {"updates_per_second": rate, **row})
-                since, start = run.step, time.perf_counter()
                 last = run.rows["eval"][-1]["score"] if run.rows["eval"] else "none"
                 pbar.set_postfix(actor_loss=row["actor_loss"], score=last)
             if args.snapshot_interval and run.step % args.snapshot_interval == 0:
                 run.save(f"snapshot{run.step}.pt")
-            if run.evaluate_if_due(envs, stop):
+            run.evaluate_if_due(envs, stop)
+            if log:
                 since, start = run.step, time.perf_counter()
             if run.step % args.checkpoint_interval == 0:
                 run.save()
             stop.check()
-    except Stopped:
+    except SystemExit:
         run.save()
-        pbar.close()
-        print(f"stopped at update {run.step:,} and saved; the same command goes on from there")
-        if args.overwrite:
-            print("but leave --overwrite out")
-        sys.exit(128 + stop.number)
+        print(f"stopped at update {run.step:,} and saved; the same command goes on from there, "
+              "without --overwrite")
+        raise
     finally:
+        pbar.close()
         envs.close()
-    pbar.close()
-    run.writer.close()
+        run.writer.close()
     return run.rows["eval"]
 
 
@@ -585,9 +553,7 @@ RANGES = {"seed": (0, 1e9), "snapshot_interval": (0, 1e9), "bc_coef": (0, 1e9), 
           "tau": (0, 1), "discount": (0, 1)}  # of every other number: 1 to 1e9
 NAMED = ("bc_coef", "discount", "q_agg", "actor_q_agg", "normalize_q", "routing_dtype",
          "batch_size", "lr", "tau", "hidden_dims")  # in a folder's name, where not standard
-FREE = ("env_id", "steps", "log_interval", "checkpoint_interval", "snapshot_interval", "data_dir",
-        "run_dir", "overwrite", "track", "wandb_project_name", "wandb_entity",
-        "path", "source")  # may change when a run goes on
+FIXED = (*NAMED, "eval_interval", "eval_episodes", "eval_envs", "device", "compile")  # in a run
 
 
 def find_task(env_id, number=None):
@@ -612,10 +578,9 @@ def check_args(args):
     """Raises UserError for a number out of its range, or what this machine cannot do."""
     for name, value in vars(args).items():
         low, high = RANGES.get(name, (1, 1e9))
-        numbers = value if isinstance(value, tuple) else [value]
-        inside = [low <= x <= high for x in numbers if type(x) in (int, float)]
-        if not all(inside) or value == ():
-            raise UserError(f"--{name.replace('_', '-')} {value}: give {low} to {high:g}")
+        for x in value if isinstance(value, tuple) else [value]:
+            if type(x) in (int, float) and not low <= x <= high:
+                raise UserError(f"--{name.replace('_', '-')} {x}: give {low} to {high:g}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU; give auto or cpu")
 
@@ -638,9 +603,6 @@ def resolve(args, typed):
     args.data_dir = Path(args.data_dir or folder).expanduser()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.compile == "auto":
-        compiles = args.device == "cpu" and shutil.which(os.environ.get("CXX", "g++"))
-        args.compile = "on" if compiles else "off"
     return task, origin
 
 
@@ -659,52 +621,13 @@ def run_folder(args, task):
     return args.run_dir.expanduser() / task.folder / method / f"seed{args.seed}"
 
 
-def check_same(folder, part, values):
-    """Raises UserError where a folder's config.json has other settings or other data."""
-    try:
-        old = json.loads((folder / "config.json").read_text())[part]
-    except BROKEN_FILE as error:
-        raise UserError(f"{folder}/config.json: {error!r}; --overwrite trains anew") from error
-    for name, value in json.loads(json.dumps(values, default=str)).items():
-        if name not in FREE and old.get(name) != value:
-            message = f"{folder} holds a run with {name} {old.get(name)}, not {value}"
-            raise UserError(f"{message}; give --overwrite or another --run-dir")
-
-
-def finished_rows(folder, args):
-    """The rows of eval.csv if the run has finished, else none. Raises UserError."""
-    if args.overwrite or not (folder / "checkpoint.pt").exists():
-        return []
-    check_same(folder, "settings", vars(args))
-    saved = load_checkpoint(folder / "checkpoint.pt")
-    rows = saved["rows"]["eval"]
-    if saved["step"] < args.steps or (saved["step"] == args.steps and not rows):
-        return []
-    if not rows or rows[-1]["step"] < args.steps:
-        raise UserError(f"{folder} is already at update {saved['step']:,}; give more --steps")
-    print("this run has finished; more --steps continue it")
-    return rows
-
-
-def prepare_folder(folder, args, task, origin, facts):
-    """Makes the folder, anew with --overwrite, and its config.json. Raises UserError."""
-    if args.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    if (folder / "config.json").exists():
-        check_same(folder, "settings", vars(args))
-        check_same(folder, "data", facts)
-    folder.mkdir(exist_ok=True)
-    names = {"name": task.name, "dataset": task.dataset, "task": task.number, "preset": task.family}
-    config = {
-        "algorithm": ALGORITHM,
-        "env": names,
-        "settings": vars(args),
-        "origin": origin,
-        "data": facts,
-        "device": args.device,
-        "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n")
+def check_same(folder, saved, part, names, values):
+    """Raises UserError where a saved run's settings or data were others."""
+    for name in names:
+        if saved[part].get(name) != values[name]:
+            difference = f"{name} {saved[part].get(name)}, not {values[name]}"
+            advice = "give --overwrite or another --run-dir"
+            raise UserError(f"{folder} holds a run with {difference}; {advice}")
 
 
 def print_score(folder, task, rows):
@@ -717,12 +640,47 @@ def print_score(folder, task, rows):
 
 
 # -------------------- main
+def run_or_go_on(args, task, origin, folder):
+    """Trains the run of a folder, unless it has finished. Returns the rows of eval.csv."""
+    settings = json.loads(json.dumps(vars(args), default=str))  # in plain types
+    names = {"name": task.name, "dataset": task.dataset, "task": task.number, "preset": task.family}
+    config = {
+        "algorithm": ALGORITHM,
+        "env": names,
+        "settings": settings,
+        "origin": origin,
+        "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
+    }
+    saved = None
+    if (folder / "checkpoint.pt").exists() and not args.overwrite:
+        saved = load_checkpoint(folder / "checkpoint.pt")
+        check_same(folder, saved, "settings", FIXED, settings)
+        rows = saved["rows"]["eval"]
+        if rows and rows[-1]["step"] >= args.steps:
+            print("this run has finished; more --steps continue it")
+            return rows
+    data, facts = load_data(task, args.data_dir, args.device)
+    for name, value in facts.items():
+        print(f"  {name:<20} {value}")
+    if saved:
+        check_same(folder, saved, "data", facts, facts)
+    if args.track:
+        import wandb
+
+        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=str(folder),
+                   dir=args.run_dir, config=settings, sync_tensorboard=True)
+    if args.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    config["data"] = facts
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return train(args, config, folder, data, saved)
+
+
 def main(argv=None):
     """The command line. Raises UserError."""
     argv = sys.argv[1:] if argv is None else argv
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    if args.track:
-        import wandb  # before anything is deleted
     flags = [x.split("=")[0].removeprefix("--") for x in argv if x.startswith("--")]
     typed = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
     task, origin = resolve(args, typed)
@@ -737,17 +695,7 @@ def main(argv=None):
         print(torch.cuda.get_device_name())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock", timeout=0):
-        rows = finished_rows(folder, args)
-        if not rows:
-            data, facts = load_data(task, args.data_dir, args.device)
-            for name, value in facts.items():
-                print(f"  {name:<20} {value}")
-            prepare_folder(folder, args, task, origin, facts)
-            if args.track:
-                names = {"project": args.wandb_project_name, "entity": args.wandb_entity}
-                names |= {"name": str(folder), "dir": folder, "config": vars(args)}
-                wandb.init(**names, sync_tensorboard=True)
-            rows = train(args, task, folder, data)
+        rows = run_or_go_on(args, task, origin, folder)
         print_score(folder, task, rows)
 
 

@@ -25,7 +25,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-.venv/bin/python}
 small="--hidden-dims 128 128 128 --lr 1e-3 --tau 0.02"  # learns within minutes
-few="--data-dir data $small --log-interval 500 --eval-episodes 25 --eval-envs 5"
+few="--data-dir data $small --log-interval 500 --eval-episodes 25 --eval-envs 5 --compile on"
 # -------------------------------------------- the suites, as: run PROGRAM ENV_ID[:TASK] FLAGS...
 run() { echo "$prefix $1 --env-id ${2/:/ --task } --seed $seed" "${@:3}" $suffix; }
 both() { run drol.py "$1" --k 16 "${@:2}"; run fql.py "$@"; }  # DROL(16) and FQL
@@ -179,7 +179,9 @@ suite() {  # SUITE OPTIONS
 case ${1:-} in
     smoke) laptop 4 data/smoke --run-dir runs/smoke --steps 1000 --log-interval 200 \
         --eval-episodes 4 --eval-envs 2 --overwrite "${@:2}" ;;
-    demo) laptop 100 data --steps 30000 --eval-interval 5000 --log-interval 1000 "${@:2}" ;;
+    demo) compile=$(type -P g++ >/dev/null && echo on || echo off)
+        laptop 100 data --steps 30000 --eval-interval 5000 --log-interval 1000 \
+            --compile $compile "${@:2}" ;;
     test) setup; OMP_NUM_THREADS=1 "$python" -m pytest -q -n "$(nproc)" "${@:2}" test_drol.py tests ;;
     runtime) setup; "$python" tools/bench.py "${@:2}" ;;
     figures) setup; "$python" tools/figures.py "${@:2}" ;;

@@ -94,7 +94,10 @@ def train(folder, program=drol, **settings):
     small = {"hidden_dims": (16, 16), "batch_size": 32, "steps": 4, "eval_episodes": 2,
              "eval_envs": 2, "device": "cpu", "compile": "off"}  # fmt: skip
     args = program.Args(env_id=NAME, **(small | settings))
-    task, _ = program.resolve(args, set())
+    program.resolve(args, set())
     folder.mkdir(parents=True, exist_ok=True)
-    program.train(args, task, folder, made_up_data())
+    checkpoint = folder / "checkpoint.pt"
+    saved = program.load_checkpoint(checkpoint) if checkpoint.exists() else None
+    config = {"algorithm": program.ALGORITHM, "env": {"name": NAME}, "settings": {"steps": 4}}
+    program.train(args, config, folder, made_up_data(), saved)
     return torch.load(folder / "checkpoint.pt", weights_only=True)["networks"]

@@ -11,7 +11,7 @@ import fql
 from tools import bench, figures, records
 
 SMALL = {"observation_dim": 6, "action_dim": 2, "hidden_dims": (32, 16), "batch_size": 64,
-         "seconds": 0.05, "mode": "eager", "device": "cpu"}
+         "seconds": 0.05, "device": "cpu"}
 
 
 @pytest.mark.parametrize("k, actor_passes, flow_passes", [(1, 4, 0), (8, 12, 0), (None, 4, 13)])
@@ -57,30 +57,21 @@ def test_what_is_timed_is_training(monkeypatch):
     assert settings.routing_dtype == "bfloat16" and settings.batch_size == 64 and settings.k == 8
 
 
-def test_losses_run_as_in_training(monkeypatch):
-    """Default: compiled on the CPU where a compiler works, eager on a GPU."""
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *args: function(*args))
-    for program in (drol, fql):
-        compiled, mode = bench.choose_losses(program, "default", cpu)
-        assert mode == "compile" and compiled is not program.losses
-        for wanted, device in (("eager", cpu), ("default", torch.device("cuda"))):
-            assert bench.choose_losses(program, wanted, device) == (program.losses, "eager")
-
-    def fail(function):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    assert bench.choose_losses(drol, "default", cpu) == (drol.losses, "eager")
-    with pytest.raises(drol.UserError, match="no compiler"):
-        bench.choose_losses(drol, "compile", cpu)
+@pytest.mark.parametrize("compile, expected", [("on", "compile"), ("off", "eager")])
+def test_losses_are_compiled_where_it_is_asked_for(monkeypatch, compile, expected):
+    compiled, used = [], []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    update = fql.update
+    monkeypatch.setattr(fql, "update", lambda *args: used.append(args[-1]) or update(*args))
+    assert bench.measure(bench.Args(**SMALL | {"compile": compile}), None)["mode"] == expected
+    assert compiled == [fql.losses] * (compile == "on") and set(used) == {fql.losses}
 
 
 def test_the_figure_reads_what_is_written(tmp_path, capsys):
     """The command in a process of its own, as users call it."""
     path = tmp_path / "new" / "bench.csv"
-    bench.main(["--k", "2", "--no-fql", "--hidden-dims", "16", "--seconds", "0.05", "--mode",
-                "eager", "--device", "cpu", "--out", str(path)])
+    bench.main(["--k", "2", "--no-fql", "--hidden-dims", "16", "--seconds", "0.05",
+                "--device", "cpu", "--out", str(path)])
     out = capsys.readouterr().out
     assert "DROL K = 2" in out and str(path) in out
     (row,) = pd.read_csv(path).to_dict("records")

@@ -102,6 +102,8 @@ def test_tensorboard_shows_what_the_csv_files_hold(done):
                 if key != "step":
                     points = {x.step: x.value for x in events.Scalars(f"{name}/{key}")}
                     assert points[int(row["step"])] == pytest.approx(float(value), rel=1e-5)
+    (text,) = events.Tensors("hyperparameters/text_summary")
+    assert "|bc_coef|0.3|" in text.tensor_proto.string_val[0].decode()
 
 
 @pytest.mark.parametrize("task, expected", [(2, "36.7, the mean of 3"), (None, "60.0")])
@@ -423,7 +425,7 @@ def test_tracking_is_handed_to_wandb(monkeypatch, done, data_dir, tmp_path):
     (options,) = calls
     assert (options["project"], options["entity"]) == ("mine", "us")
     assert options["sync_tensorboard"]
-    assert options["dir"] == run and options["config"]["steps"] == 40
+    assert options["dir"] == tmp_path / "runs" and options["config"]["steps"] == 40
     assert "pointmaze-medium-navigate-task1" in options["name"] and "seed0" in options["name"]
 
 

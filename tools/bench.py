@@ -44,7 +44,7 @@ class Args:
     batch_size: int = 256
     routing_dtype: Literal["float32", "bfloat16"] = "float32"  # precision of DROL's routing
     seconds: float = 5.0  # how long each time is measured
-    mode: Literal["default", "eager", "compile"] = "default"  # default: as in a long run
+    compile: Literal["on", "off"] = "off"  # as in training
     device: str = "auto"  # auto (the GPU if there is one), cpu, cuda or cuda:N
     out: Path = Path("runs/bench.csv")
 
@@ -67,19 +67,6 @@ def random_data(args, generator):
             "rewards": rand(rows), "masks": torch.ones(rows, device=generator.device)}
 
 
-def choose_losses(program, mode, device):
-    """losses as training runs them, and how: through torch.compile or eager."""
-    if mode == "eager" or (mode == "default" and device.type == "cuda"):
-        return program.losses, "eager"
-    try:
-        torch.compile(torch.sin)(torch.ones(1, device=device))
-    except RuntimeError as error:
-        if mode == "compile":
-            raise drol.UserError(f"torch.compile does not work here ({error})") from error
-        return program.losses, "eager"
-    return torch.compile(program.losses), "compile"
-
-
 def update_flops(networks, batch_size, k):
     """Multiply-adds, times two, of the matrix products that an update cannot do without."""
     def flops(network):
@@ -100,7 +87,6 @@ def measure(args, k):
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if args.device == "auto" and has_gpu else
                           args.device.replace("auto", "cpu"))
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
     settings = program.Args(env_id="", batch_size=args.batch_size, hidden_dims=args.hidden_dims)
     settings.discount, settings.q_agg = 0.99, "mean"
     settings.bc_coef, settings.alpha, settings.k = 1.0, 10.0, k
@@ -110,7 +96,7 @@ def measure(args, k):
     optimizer = torch.optim.Adam(networks.parameters(), lr=settings.lr, fused=True)
     generator = torch.Generator(device).manual_seed(0)
     data = random_data(args, generator)
-    losses, mode = choose_losses(program, args.mode, device)
+    losses = torch.compile(program.losses) if args.compile == "on" else program.losses
 
     def update():
         index = torch.randint(len(data["rewards"]), (args.batch_size,), generator=generator,
@@ -146,7 +132,7 @@ def measure(args, k):
         "action_ms": round(action_ms, 4),
         "peak_mb": round(peak / 2**20),
         "gflop_per_s": round(flop_per_ms / 1e6, 1),
-        "mode": mode,
+        "mode": "compile" if args.compile == "on" else "eager",
         "routing_dtype": "" if k is None else args.routing_dtype,
         "device": name,
         "batch_size": args.batch_size,

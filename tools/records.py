@@ -3,15 +3,12 @@
 tools/figures.py draws them. Runs are read by their config.json, whatever their folders are called.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
 
 import numpy as np
-import ogbench
 import pandas as pd
-import torch
 from scipy import stats
 
 import drol
@@ -170,19 +167,15 @@ def load_runtime(path):
 
 def load_dataset(run, data_dir):
     """The transitions that a run was trained on, as tensors. Raises UserError for others."""
-    recorded = Path(run.config["data"]["path"])
-    path = (data_dir or recorded.parent) / recorded.name
+    task, _ = drol.find_task(run.env)
+    folder = Path(data_dir or run.config["settings"]["data_dir"])
+    path = folder / f"{task.dataset}.npz"
     if not path.exists():
         raise drol.UserError(f"{path}, the data of {run.path}, is not there; give --data-dir")
-    env = drol.make_env(run.env).unwrapped
-    data, _ = ogbench.make_env_and_datasets(run.env, path.parent, dataset_only=True, cur_env=env)
-    np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5, out=data["actions"])  # as in training
-    digest = hashlib.sha256()
-    for key in ("observations", "actions", "rewards", "masks"):
-        digest.update(np.ascontiguousarray(data[key]))
-    if digest.hexdigest()[:16] != run.config["data"]["fingerprint"]:
+    data, facts = drol.load_data(task, folder, "cpu")
+    if facts["fingerprint"] != run.config["data"]["fingerprint"]:
         raise drol.UserError(f"{path} is not the data of {run.path}; give --data-dir")
-    return {key: torch.from_numpy(array) for key, array in data.items()}
+    return data
 
 
 # ------------------------------------------------------------------------------------------ table

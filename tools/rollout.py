@@ -72,7 +72,7 @@ def load(path, seed):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         module = importlib.import_module({"drol": "drol", "fql": "fql"}[saved["algorithm"]])
-        return module, module.make_env(saved["env"]), module.load_policy(path, seed=seed)
+        return module, module.make_env(saved["env"]["name"]), module.load_policy(path, seed=seed)
     except ImportError as error:  # of what D4RL's tasks need
         fail(str(error))
     except Exception as error:  # whatever a broken file makes its readers raise
@@ -85,17 +85,19 @@ def play(env, policy, seed, frames=None):
     """Plays one episode and adds its frames (H, W, 3), if asked.
 
     Returns its score, return and length."""
-    observation, info = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
     if frames is not None:
-        env.unwrapped.model.light_castshadow[:] = (
-            False  # most of the drawing time where there is no GPU
-        )
-    while True:
+        env.unwrapped.model.light_castshadow[:] = False  # slow where there is no GPU
+        frames.append(env.unwrapped.render())
+    total, length, over = 0.0, 0, False
+    while not over:
+        observation, reward, terminated, truncated, info = env.step(policy(observation))
+        total += reward
+        length += 1
+        over = terminated or truncated
         if frames is not None:
             frames.append(env.unwrapped.render())
-        if info:  # only the last step has one
-            return [info["score"], info["return"], info["length"]]
-        observation, _, _, _, info = env.step(policy(observation))
+    return [info["score"], total, length]
 
 
 def write_video(path, frames, fps):
