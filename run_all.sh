@@ -182,7 +182,10 @@ case ${1:-} in
     demo) compile=$(type -P g++ >/dev/null && echo on || echo off)
         laptop 100 data --steps 30000 --eval-interval 5000 --log-interval 1000 \
             --compile $compile "${@:2}" ;;
-    test) setup; OMP_NUM_THREADS=1 "$python" -m pytest -q -n "$(nproc)" "${@:2}" test_drol.py tests ;;
+    test)
+        setup
+        OMP_NUM_THREADS=1 "$python" -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}" \
+            test_drol.py tests ;;
     runtime) setup; "$python" tools/bench.py "${@:2}" ;;
     figures) setup; "$python" tools/figures.py "${@:2}" ;;
     setup | one | task) "$@" ;;

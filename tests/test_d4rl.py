@@ -162,9 +162,10 @@ def test_a_random_policy_scores_d4rls_random_reference(name, tolerance):
     assert abs(env.unwrapped.get_normalized_score(0.0)) * 100 > tolerance
     for seed in range(100 if "pen" in name else 20):
         env.reset(seed=seed)
-        info = {}
-        while not info:
-            *_, info = env.step(rng.uniform(-1, 1, env.action_space.shape))
+        over = False
+        while not over:
+            _, _, *ends, info = env.step(rng.uniform(-1, 1, env.action_space.shape))
+            over = any(ends)
         returns.append(info["score"])
     assert abs(np.mean(returns)) < tolerance
 

@@ -490,23 +490,22 @@ def wait_for(condition, seconds=300):
 
 
 @pytest.mark.slow
-@every_program
-def test_the_console_of_a_new_user(program, data_dir, tmp_path):
+def test_the_console_of_a_new_user(data_dir, tmp_path):
     """In a terminal of 100 columns: no line is broken, no library warns, a mistake is one line."""
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MUJOCO_GL")}
     environment["COLUMNS"] = "100"
-    process = start(program, command(data_dir, tmp_path), env=environment)
+    process = start(drol, command(data_dir, tmp_path), env=environment)
     out, err = process.communicate()
     assert process.returncode == 0 and err == "", err
     lines = out.replace(str(data_dir), "data").splitlines()
     assert 25 <= len(lines) <= 60
     # a path is not broken: it is there to be copied
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 100
-    process = start(program, command(data_dir, tmp_path, "--lr", -1), env=environment)
+    process = start(drol, command(data_dir, tmp_path, "--lr", -1), env=environment)
     out, err = process.communicate()
     assert (process.returncode, out) == (1, "")
     assert err == "error: --lr -1.0: give 0 to 1\n"
-    process = start(program, command(data_dir, tmp_path, "--task", 9), env=environment)
+    process = start(drol, command(data_dir, tmp_path, "--task", 9), env=environment)
     out, err = process.communicate()
     assert process.returncode != 0 and "--task" in err and "Traceback" not in err
 
@@ -515,24 +514,23 @@ def test_the_console_of_a_new_user(program, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-@every_program
-def test_killed_three_times_and_resumed_is_the_uninterrupted_run(program, data_dir, tmp_path):
+def test_killed_three_times_and_resumed_is_the_uninterrupted_run(data_dir, tmp_path):
     flags = ["--steps", 1500, "--eval-interval", 750, "--checkpoint-interval", 50]
     flags += ["--eval-episodes", 1]
     args = lambda folder: command(data_dir, tmp_path / folder, *flags, "--log-interval", 25)
-    program.main(args("whole"))
-    rng = random.Random(program.ALGORITHM)
+    drol.main(args("whole"))
+    rng = random.Random(0)
 
     def logged():
         return [row for path in tmp_path.glob("killed/*/*/*/train.csv") for row in read(path)]
 
     for _ in range(3):
-        process, at = start(program, args("killed")), len(logged()) + rng.randint(1, 12)
+        process, at = start(drol, args("killed")), len(logged()) + rng.randint(1, 12)
         wait_for(lambda at=at, process=process: len(logged()) >= at or process.poll() is not None)
         process.kill()
         out, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, (out, err)  # it had not ended by itself
-    process = start(program, args("killed"))
+    process = start(drol, args("killed"))
     out, err = process.communicate()
     assert process.returncode == 0 and "resumed at update" in out, err
     whole, killed = run_of(tmp_path / "whole"), run_of(tmp_path / "killed")

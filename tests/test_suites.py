@@ -536,8 +536,8 @@ def test_runs_on_slurm_survive_a_node_failure(slurm, tmp_path):
     """DROL and FQL as a job array whose node fails: they end as runs without Slurm do."""
     data = tmp_path / "data"
     collect.main(f"--env-id cube-single --episodes 2 --jobs 2 --data-dir {data}".split())
-    flags = f"""--data-dir {data} --steps 6000 --log-interval 3000 --checkpoint-interval 50
-        --hidden-dims 16 16 --batch-size 32 --eval-interval 6000 --eval-envs 2 --eval-episodes 2
+    flags = f"""--data-dir {data} --steps 3000 --log-interval 3000 --checkpoint-interval 50
+        --hidden-dims 16 16 --batch-size 32 --eval-interval 3000 --eval-envs 2 --eval-episodes 2
         --device cpu --compile off""".split()
     only = ["ogbench", "--only", "cube-single --task 1 ", "--seeds", 1]
     array, local = tmp_path / "array", tmp_path / "local"
