@@ -280,6 +280,9 @@ def test_actions_are_samples_of_the_policy(collected, policy_file, door):
     # log_std is -2; the standard error over 100 x 28 samples is about 0.002
     assert noise[inside].std() == pytest.approx(np.exp(-2), rel=0.1)
     assert abs(noise[inside].mean()) < 0.01
+    both = inside[:200] & inside[200:]  # the noise of one episode is not that of the other
+    assert both.sum() > 50
+    assert abs(np.corrcoef(noise[:200][both].ravel(), noise[200:][both].ravel())[0, 1]) < 0.15
 
 
 def test_rewards_follow_from_the_actions(collected, door):

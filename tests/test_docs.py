@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import tyro
@@ -243,6 +244,20 @@ def test_numbers_of_the_toy():
     values = (k16["mean_q"], data["mean_q"], k16["in_support"], flow["mean_q"], flow["in_support"])
     assert all(map(agrees, cells, values)), values
     assert float(k16["modes_covered"]) == float(flow["modes_covered"]) == 1
+
+
+def test_numbers_of_the_frontier():
+    """Of the weights whose seeds all cover all modes, the one with most samples in the support."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    pattern = r"is ([\d.]+) for DROL \(weight (\d+), mean Q ([\d.]+)\) and ([\d.]+) for FQL "
+    cells = re.search(pattern + r"\(weight (\d+), mean Q ([\d.]+)\)", text).groups()
+    table = pd.read_csv(ROOT / "results" / "toy" / "frontier.csv")
+    for name, (support, weight, q) in (("DROL, K = 16", cells[:3]), ("FQL", cells[3:])):
+        rows = table[table.method == name].groupby("weight")
+        means = rows[["mean_q", "in_support"]].mean()[rows.modes_covered.min() == 1]
+        best = means.in_support.idxmax()
+        assert float(weight) == best and (rows.seed.nunique() == 5).all()
+        assert agrees(support, means.in_support[best]) and agrees(q, means.mean_q[best])
 
 
 def test_scores_of_the_demo():

@@ -112,6 +112,7 @@ def test_a_video_shows_the_first_episodes(corridors, renderer, capsys, tmp_path,
     frames = [frame.mean() for frame in imageio.mimread(path)]
     if suffix == ".gif":  # MP4 repeats and blends frames
         assert frames == pytest.approx(expected, abs=2)
+        assert imageio.get_reader(path).get_meta_data()["duration"] == 100  # ms per frame
     assert len(frames) == pytest.approx(len(expected), abs=1)
     assert list(path.parent.iterdir()) == [path]  # no half-written file is left
     assert not corridors[-1].model.light_castshadow.any()

@@ -405,6 +405,13 @@ def test_further_words_are_handed_to_the_program(program, command, words):
     assert "--some flag" in program.arguments()[-1]
 
 
+def test_the_smoke_test_trains_anew_each_time_and_the_demo_goes_on(program):
+    for command, anew in (("smoke", True), ("demo", False)):
+        assert run_all(command, PYTHON=program.path).returncode == 0
+        words = program.arguments()[-1].split()
+        assert words[0] == "drol.py" and drol.tyro.cli(drol.Args, args=words[1:]).overwrite == anew
+
+
 # --------------------------------------------------------------------- on Slurm
 
 

@@ -334,12 +334,17 @@ def draw_frontier(methods, rows, data_numbers, path):
         style = {"color": method.color, "marker": method.marker, "linestyle": "none"}
         ax.plot(seeds[..., 1], seeds[..., 0], markersize=4, alpha=0.35, markeredgewidth=0, **style)
         ax.plot(support, q, color=method.color, linewidth=1.5)
+        labels = []  # [position, weights]: points that lie together have one label
         for x, y, share, weight in zip(support, q, covered, points, strict=True):
             fill = method.color if share == 1 else "white"
             ax.plot(x, y, markersize=9, markeredgewidth=1.8, markerfacecolor=fill, **style)
-            ax.annotate(f"{weight:g}", (x, y), (7, 6), color=method.color, **label)
-        ax.annotate(method.name, (support[0], q[0]), (10, -14), color=method.color,
-                    fontweight="bold", **label)
+            if labels and math.dist(labels[-1][0], (x, y)) < 0.06:
+                labels[-1] = [(x, y), f"{labels[-1][1]}, {weight:g}"]
+            else:
+                labels.append([(x, y), f"{weight:g}"])
+        for position, weights in labels:
+            ax.annotate(weights, position, (9, -4), color=method.color, **label)
+        ax.plot([], [], label=method.name, markersize=9, **style)
     point = (data_numbers["in_support"], data_numbers["mean_q"])
     ax.plot(*point, "*", color=DARK, markersize=15)
     ax.annotate("data", point, (0, 11), color=DARK, ha="center", fontweight="bold", **label)
@@ -347,6 +352,7 @@ def draw_frontier(methods, rows, data_numbers, path):
     ax.set_title("Each curve: one method, weight of cloning or distillation at its points. Filled: "
                  "all five\nmodes covered by all seeds. Small and pale: single seeds", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=11)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
