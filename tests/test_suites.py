@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import drol
 from tools import collect
 
 ROOT = Path(__file__).parent.parent
