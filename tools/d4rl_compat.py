@@ -45,9 +45,8 @@ class Model:
             return getattr(self.mujoco_model, name)
 
         def look_up(name):
-            index = mujoco.mj_name2id(
-                self.mujoco_model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), name
-            )
+            kind_id = getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}")
+            index = mujoco.mj_name2id(self.mujoco_model, kind_id, name)
             if index < 0:
                 raise ValueError(f"no {kind} is called {name}")
             return index
@@ -247,15 +246,13 @@ class D4RLEnv(gymnasium.Env):
             with mock.patch("tempfile.mkstemp", mkstemp):
                 self.env = gym.make(name)  # prints the maze's goal
         self.name = name
-        self.inner = getattr(
-            self.env.unwrapped, "wrapped_env", self.env.unwrapped
-        )  # AntMaze is in a ProxyEnv
+        raw = self.env.unwrapped
+        self.inner = getattr(raw, "wrapped_env", raw)  # AntMaze is in a ProxyEnv
         space = self.env.observation_space
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.env.action_space.shape, np.float32)
-        self.get_normalized_score = (
-            self.inner.get_normalized_score
-        )  # of an episode's return; random 0, expert 1
+        # of an episode's return: random 0, expert 1
+        self.get_normalized_score = self.inner.get_normalized_score
         self.model = self.inner.sim.model
         self.dataset_file = Path(self.inner.dataset_url).name
 
@@ -270,9 +267,8 @@ class D4RLEnv(gymnasium.Env):
 
     def step(self, action):
         observation, reward, done, info = self.env.step(action)
-        truncated = info.pop(
-            "TimeLimit.truncated", False
-        )  # only at the limit, and False where it was done as well
+        # only at the limit, and False where it was done as well
+        truncated = info.pop("TimeLimit.truncated", False)
         self.total += float(reward)
         info["normalized_score"] = self.get_normalized_score(self.total)
         return observation, float(reward), bool(done and not truncated), truncated, info
@@ -302,9 +298,7 @@ def download_datasets(names, dataset_dir):
         env = D4RLEnv(name)
         path = Path(dataset_dir) / env.dataset_file
         if not path.exists():
-            partial = path.with_suffix(
-                ".partial"
-            )  # so that a file of the right name is always whole
+            partial = path.with_suffix(".partial")  # a file of the right name is always whole
             print(f"downloading {env.inner.dataset_url} to {path}", flush=True)
             try:
                 urllib.request.urlretrieve(env.inner.dataset_url, partial)
@@ -323,13 +317,10 @@ def load_dataset(path, name):
     A step at a time limit is left out: what follows it is of the next episode. Raises KeyError or
     OSError where the file is not D4RL's."""
     with h5py.File(path) as file:
-        data = {
-            key: file[key][:]
-            for key in ("observations", "actions", "rewards", "terminals", "timeouts")
-        }
-    timeouts, terminals = (
-        data.pop(key).reshape(-1).astype(bool) for key in ("timeouts", "terminals")
-    )
+        keys = ("observations", "actions", "rewards", "terminals", "timeouts")
+        data = {key: file[key][:] for key in keys}
+    timeouts = data.pop("timeouts").reshape(-1).astype(bool)
+    terminals = data.pop("terminals").reshape(-1).astype(bool)
     data["rewards"] = data["rewards"].reshape(-1)
     keep = np.flatnonzero(~timeouts[:-1])
     data["next_observations"] = data["observations"][1:]

@@ -28,9 +28,7 @@ class Args:
     seed: int = 0  # seed of the episodes and of the policy's noise
     video: Path | None = None  # file to record to, .gif or .mp4
     video_episodes: int = 1  # episodes to record, from the first on
-    fps: int = (
-        20  # frames a second; a frame is one step, so 20 is real time for cube, scene and puzzle
-    )
+    fps: int = 20  # frames per second, one per step; 20 is real time for cube, scene and puzzle
 
 
 PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
@@ -53,18 +51,12 @@ def prepare_video(path):
     display = ["glfw"] if os.environ.get("DISPLAY") or sys.platform != "linux" else []
     for name in [given] if given else [*display, "egl", "osmesa"]:
         os.environ["MUJOCO_GL"] = name
-        if (
-            subprocess.run(
-                [sys.executable, "-c", PROBE], capture_output=True, check=False
-            ).returncode
-            == 0
-        ):
+        probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, check=False)
+        if probe.returncode == 0:
             return
-    fail(
-        f"--video: MuJoCo cannot draw with MUJOCO_GL={given}; unset it"
-        if given
-        else "--video: MuJoCo can draw with neither EGL nor OSMesa: apt-get install libegl1"
-    )
+    if given:
+        fail(f"--video: MuJoCo cannot draw with MUJOCO_GL={given}; unset it")
+    fail("--video: MuJoCo can draw with neither EGL nor OSMesa: apt-get install libegl1")
 
 
 def load(path, seed):
@@ -76,9 +68,8 @@ def load(path, seed):
     except ImportError as error:  # of what D4RL's tasks need
         fail(str(error))
     except Exception as error:  # whatever a broken file makes its readers raise
-        fail(
-            f"checkpoint {path} is missing, damaged or of neither drol.py nor fql.py: {error!r:.90}"
-        )
+        why = "missing, damaged or of neither drol.py nor fql.py"
+        fail(f"checkpoint {path} is {why}: {error!r:.90}")
 
 
 def play(env, policy, seed, frames=None):
@@ -124,9 +115,7 @@ def main(argv=None):
     if min(args.episodes, args.video_episodes, args.seed + 1) < 1 or not 1 <= args.fps <= 100:
         fail("give --episodes and --video-episodes 1 or more, --seed 0 or more, --fps 1 to 100")
     warnings.simplefilter("ignore")
-    sys.unraisablehook = lambda _: (
-        None
-    )  # what libraries complain of as their objects are thrown away
+    sys.unraisablehook = lambda _: None  # libraries complain as their objects are thrown away
     line = "{:<12} score {:5.1f}  return {:8.1f}  length {:6.1f}"
     recorded = min(args.video_episodes, args.episodes) if args.video else 0
     rows, frames = [], []
