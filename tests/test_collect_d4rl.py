@@ -6,7 +6,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -308,6 +308,21 @@ def test_a_dropped_pen_is_terminal(make_policy, tmp_path):
     assert len(ends) == 4 and ends[-1] == len(terminals) - 1
     lengths = np.diff([-1, *ends])
     assert (lengths[timeouts[ends]] == 100).all() and (lengths[terminals[ends]] <= 100).all()
+
+
+@pytest.mark.parametrize("drops_at, terminal, timeout", [(2, 2, None), (3, None, 3), (9, None, 3)])
+def test_a_fall_at_the_time_limit_is_a_timeout_alone(monkeypatch, drops_at, terminal, timeout):
+    """In D4RL's recipe a step at the limit, here the third, is never terminal."""
+    count = iter(range(1, 10))
+    step = lambda action: (np.zeros(2), 1.0, next(count) == drops_at, False, {})
+    spec = SimpleNamespace(max_episode_steps=3)
+    env = SimpleNamespace(reset=lambda seed: (np.zeros(2), {}), step=step,
+                          env=SimpleNamespace(spec=spec))  # fmt: skip
+    monkeypatch.setattr(collect, "mean_action", lambda weights, observation: np.zeros(2))
+    steps = collect.expert_episode(env, {"log_std": np.zeros(2)}, 0, 1)
+    assert steps["terminals"] == [n == terminal for n in range(1, len(steps["rewards"]) + 1)]
+    assert steps["timeouts"] == [n == timeout for n in range(1, len(steps["rewards"]) + 1)]
+    assert len(steps["rewards"]) == (terminal or timeout)
 
 
 def test_jobs_change_nothing_and_a_second_call_keeps_the_file(collected, tmp_path, capsys):
