@@ -204,15 +204,13 @@ def import_d4rl():
     return gym, simulator
 
 
-os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = (
-    "1"  # it complains of environments that are not used here
-)
+os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = "1"  # of environments that are not used here
 with (
-    contextlib.redirect_stderr(io.StringIO()),
+    contextlib.redirect_stderr(io.StringIO()),  # gym prints that it is unmaintained
     warnings.catch_warnings(),
-    mock.patch.dict(os.environ, D4RL_DATASET_DIR=tempfile.gettempdir()),
-):  # which it would make, and is not used
-    warnings.simplefilter("ignore")  # and gym prints that it is unmaintained
+    mock.patch.dict(os.environ, D4RL_DATASET_DIR=tempfile.gettempdir()),  # else d4rl makes one
+):
+    warnings.simplefilter("ignore")
     try:
         import h5py
 
