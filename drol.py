@@ -305,7 +305,7 @@ def load_data(task, data_dir, device):
         else:
             source = benchmark.source_of_dataset(path)
     except BROKEN_FILE as error:
-        advice = f"delete what is damaged and put {' and '.join(files)} into {data_dir}"
+        advice = f"delete damaged files, or put {' and '.join(files)} into {data_dir}"
         if benchmark is ogbench:
             advice += f", for example from {MIRROR} (docs/data.md)"
         raise UserError(f"{task.dataset} cannot be loaded ({error!r}); {advice}") from error
