@@ -456,7 +456,7 @@ def test_a_bench_file_without_its_columns_is_refused(runs_dir, tmp_path, capsys)
 
 @pytest.fixture(scope="module")
 def maze(tmp_path_factory):
-    """A run of drol.py on a random pointmaze dataset, with two snapshots. Also a run of K = 1."""
+    """A run of drol.py on a random pointmaze dataset, with snapshots at 5, 10, 15 and 20."""
     folder, rng = tmp_path_factory.mktemp("maze"), np.random.default_rng(0)
     (folder / "data").mkdir()
     for name in ("pointmaze-medium-navigate-v0", "pointmaze-medium-navigate-v0-val"):
@@ -469,7 +469,7 @@ def maze(tmp_path_factory):
     drol.main(["--env-id", "pointmaze-medium", "--data-dir", str(folder / "data"), "--run-dir",
                str(folder / "runs"), "--steps", "20", "--hidden-dims", "16", "16", "--batch-size",
                "64", "--log-interval", "10", "--eval-envs", "1", "--eval-episodes", "1", "--k", "8",
-               "--snapshot-interval", "10", "--lr", "1e-3", "--device", "cpu"])
+               "--snapshot-interval", "5", "--lr", "1e-3", "--device", "cpu"])
     return folder
 
 
@@ -490,6 +490,8 @@ def test_voronoi_is_a_real_update(maze_run, drawn):
     candidates, values, _ = drawn
     data = records.load_dataset(maze_run, None)
     assert 2 <= candidates.panel.nunique() <= 3
+    assert set(candidates.updates[candidates.panel == "candidates spread out"]) == {5}
+    assert set(candidates.updates[candidates.panel == "the winner stays"]) == {20}
     for panel, rows in candidates.groupby("panel"):
         assert len(rows) == 8
         saved = torch.load(maze_run.path / f"snapshot{rows.updates.iloc[0]}.pt", weights_only=True)
