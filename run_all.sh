@@ -27,7 +27,7 @@ python=${PYTHON:-.venv/bin/python}
 small="--hidden-dims 128 128 128 --lr 1e-3 --tau 0.02"  # learns within minutes
 few="--data-dir data $small --log-interval 500 --eval-episodes 25 --eval-envs 5 --compile on"
 # -------------------------------------------- the suites, as: run PROGRAM ENV_ID[:TASK] FLAGS...
-run() { echo "$prefix $1 --env-id ${2/:/ --task } --seed $seed" "${@:3}" $suffix; }
+run() { echo "$prefix $1 --env-id ${2/:/ --task } --seed $seed" "${@:3}"; }
 both() { run drol.py "$1" --k 16 "${@:2}"; run fql.py "$@"; }  # DROL(16) and FQL
 three() { both "$1"; run drol.py "$1" --k "${@:2}"; }  # and DROL*, of which K and more are given
 list_ogbench() {  # DROL(16), DROL* and FQL on OGBench's 10 families, 5 tasks each
@@ -88,7 +88,7 @@ list_reproduce() {  # DROL(16) and FQL as published, on data made here by the of
 }
 commands() {  # seed 0 of everything before seed 1 of anything; what two lists share once
     for ((seed = 0; seed < seeds; seed++)); do "list_$suite"; done |
-        awk '!seen[$0]++' | grep -E -e "$only"
+        awk '!seen[$0]++' | grep -E -e "$only" | while read -r line; do echo "$line$suffix"; done
 }
 
 # --------------------------------------------------------------------------- how they are run

@@ -188,6 +188,8 @@ def test_options_choose_and_extend_the_commands():
     assert {(program, flags["env-id"]) for program, flags in runs} == {("fql.py", "cube-single")}
     assert [flags["task"] for _, flags in runs] == ["1", "2", "3", "4", "5"] * 2
     run_dir, flags = "my  runs", ["--steps", "10", "--data-dir", "a 'folder'"]
+    ends = listed("ogbench", "--only", "--k 16$", "--", *flags)  # of the command as in the list
+    assert len(ends) == 8 * 50 and all("--k 16 --" in line for line in ends)
     longer = listed("ogbench", "--only", "fql.*cube-single", "--run-dir", run_dir, "--", *flags)
     words = shlex.split(longer[0])
     assert words == [*shlex.split(lines[0]), "--run-dir", run_dir, *flags]
