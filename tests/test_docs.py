@@ -326,7 +326,8 @@ assert not {"drol", "ogbench", "gymnasium", "tyro", "pandas", "tensorboard"} & s
 def commands(page):
     """The commands of code blocks without a language, and those between backticks."""
     text = page.read_text()
-    lines = "".join(code for language, code in CODE.findall(text) if not language).splitlines()
+    blocks = "".join(code for language, code in CODE.findall(text) if not language)
+    lines = blocks.replace("\\\n", " ").splitlines()
     lines += re.findall(r"`([^`\n]+ [^`\n]+|bash [^`\n]+)`", without_code(text))
     return [shlex.split(line, comments=True) for line in lines if "sed -n" not in line]
 
