@@ -227,7 +227,7 @@ def diagnostics(actor, batch, noise):
     B, K, A = noise["latents"].shape
     candidates = sample_candidates(actor, s, noise["latents"])  # (B, K, A)
     winner_share = torch.bincount(route(candidates, a), minlength=K) / B
-    # spread = mean_k |a_k - mean_j a_j|^2 / A; over ordered pairs it is 2K / (K - 1) times that
+    # spread = mean_k |a_k - mean_j a_j|^2 / A; two candidates are 2K / (K - 1) times that apart
     spread = candidates.var(1, correction=0).mean()
     return {
         "candidate_spread": spread,
