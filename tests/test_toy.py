@@ -39,6 +39,7 @@ def test_data(data):
     assert (q(None, toy.CENTRES * 1.3) > q(None, toy.CENTRES)).all()
 
 
+@pytest.mark.slow
 def test_what_candidates_are_for(data):
     """K = 16 covers every mode and raises Q above the data's. K = 1 sits between the modes."""
     _, _, sixteen = toy.make_methods(16)
