@@ -104,8 +104,7 @@ setup() {  # .venv with both requirement files, again when one of them has chang
 }
 collect() { "$python" tools/collect.py --env-id "$1" --episodes "$2" --data-dir "$3"; }
 laptop() {  # EPISODES FOLDER FLAGS
-    setup
-    collect cube-single "$1" "$2"
+    setup; collect cube-single "$1" "$2"
     "$python" drol.py --env-id cube-single --data-dir "$2" $small "${@:3}"
 }
 not_done() { grep -vxFf "$run_dir/done.txt" || true; }
@@ -179,13 +178,9 @@ suite() {  # SUITE OPTIONS
 case ${1:-} in
     smoke) laptop 4 data/smoke --run-dir runs/smoke --steps 1000 --log-interval 200 \
         --eval-episodes 4 --eval-envs 2 --overwrite "${@:2}" ;;
-    demo) compile=$(type -P g++ >/dev/null && echo on || echo off)
-        laptop 100 data --steps 30000 --eval-interval 5000 --log-interval 1000 \
-            --compile $compile "${@:2}" ;;
-    test)
-        setup
-        OMP_NUM_THREADS=1 "$python" -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}" \
-            test_drol.py tests ;;
+    demo) laptop 100 data --steps 30000 --eval-interval 5000 --log-interval 1000 \
+        --compile "$(type -P g++ >/dev/null && echo on || echo off)" "${@:2}" ;;
+    test) setup; OMP_NUM_THREADS=1 "$python" -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}" ;;
     runtime) setup; "$python" tools/bench.py "${@:2}" ;;
     figures) setup; "$python" tools/figures.py "${@:2}" ;;
     setup | one | task) "$@" ;;
