@@ -151,7 +151,8 @@ def flow_action(flow, s, z, flow_steps):
 
 
 def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
-    """TD loss of both critics, and its metrics. batch: see sample_batch; next_z: (B, A)."""
+    """TD loss of both critics, and its metrics. next_z: (B, A). batch: observations,
+    actions, next_observations, rewards (B,), and masks (B,), 0 where nothing follows."""
     with torch.no_grad():
         next_a = actor(batch["next_observations"], next_z).clamp(-1, 1)
         next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
@@ -272,8 +273,8 @@ def make_env(name):
     """The environment of a full name."""
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
     warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
-    options = {"env_only": True, "disable_env_checker": True}
-    return Episode(benchmark_of(name).make_env_and_datasets(name, **options))
+    make = benchmark_of(name).make_env_and_datasets
+    return Episode(make(name, env_only=True, disable_env_checker=True))
 
 
 def load_data(task, data_dir, device):
@@ -307,12 +308,13 @@ def load_data(task, data_dir, device):
     digest = hashlib.sha256()
     for key in ("observations", "actions", "rewards", "masks"):
         digest.update(np.ascontiguousarray(data[key]))
+    terminals = data.pop("terminals")
     facts = {
         "source": source,
         "fingerprint": digest.hexdigest()[:16],
         "simulator": getattr(benchmark, "SIMULATOR", f"mujoco {version('mujoco')}"),
-        "episodes": int(data.pop("terminals").sum()),
-        "transitions": len(data["rewards"]),
+        "episodes": int(terminals.sum()),
+        "transitions": len(terminals),
     }
     return {key: torch.from_numpy(value).to(device) for key, value in data.items()}, facts
 
@@ -335,26 +337,20 @@ def make_generator(device, *key):
     return torch.Generator(device).manual_seed(make_seed(*key))
 
 
-def make_eval_envs(name, count):
-    """Environments of one name, a forked process each, stepped together."""
-    disabled = gymnasium.vector.AutoresetMode.DISABLED
-    makers = [lambda: make_env(name)] * count
-    return gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
-
-
 def evaluate(policy, envs, episodes, key, stop):
     """Means over episodes, a fixed share per environment, each seeded by (*key, environment,
     episode)."""
     count = envs.num_envs
     share = np.full(count, episodes // count)
     share[: episodes % count] += 1
-    played, total, length = np.zeros((3, count))
+    played, length = np.zeros((2, count), int)
+    total = np.zeros(count)
     needs_reset = np.ones(count, bool)
-    finished = []
+    results = []  # (score, return, length) of each episode
     while (played < share).any():
         stop.check()
         if needs_reset.any():
-            seeds = [make_seed(*key, i, int(n)) for i, n in enumerate(played)]
+            seeds = [make_seed(*key, i, n) for i, n in enumerate(played.tolist())]
             observations, _ = envs.reset(seed=seeds, options={"reset_mask": needs_reset})
             total[needs_reset] = length[needs_reset] = 0
         observations, rewards, terminated, truncated, info = envs.step(policy(observations))
@@ -362,11 +358,11 @@ def evaluate(policy, envs, episodes, key, stop):
         length += 1
         needs_reset = terminated | truncated
         for i in np.flatnonzero(needs_reset & (played < share)):  # further episodes do not count
-            finished.append([info["score"][i], total[i], length[i]])
+            results.append([info["score"][i], total[i], length[i]])
         played += needs_reset
-    score, mean, length = np.mean(finished, axis=0).tolist()
-    std = np.std(finished, axis=0)[1].item()
-    return {"score": score, "return": mean, "return_std": std, "length": length}
+    score, returned, steps = np.mean(results, axis=0).tolist()
+    std = np.std(results, axis=0)[1].item()
+    return {"score": score, "return": returned, "return_std": std, "length": steps}
 
 
 # -------------------- checkpoints and records
@@ -375,11 +371,15 @@ class StopSignal:
 
     def __init__(self):
         self.number = 0
-        signal.signal(signal.SIGINT, self.receive)
-        signal.signal(signal.SIGTERM, self.receive)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {n: signal.signal(n, self.receive) for n in numbers}
 
     def receive(self, number, frame):
         self.number = number
+
+    def restore(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def check(self):
         if self.number:
@@ -392,7 +392,7 @@ def load_checkpoint(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         algorithm = saved["algorithm"]
     except (*BROKEN_FILE, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        advice = "restore it, or train anew with --overwrite"
+        advice = "if it is damaged, restore it or give --overwrite"
         raise UserError(f"checkpoint {path} cannot be read ({error!r:.99}); {advice}") from error
     if algorithm != ALGORITHM:
         raise UserError(f"checkpoint {path} is {algorithm}.py's, not {ALGORITHM}.py's")
@@ -424,6 +424,9 @@ class Run:
             self.batch_generator.set_state(saved["batch_generator"])
             self.noise_generator.set_state(saved["noise_generator"])
             self.step, self.rows = saved["step"], saved["rows"]
+            # The last evaluation of fewer --steps may be one that an uninterrupted run has not.
+            evaluations = self.rows["eval"]
+            self.rows["eval"] = [x for x in evaluations if x["step"] % args.eval_interval == 0]
             print(f"resumed at update {self.step:,}")
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
         table = [f"|{name}|{value}|" for name, value in config["settings"].items()]
@@ -472,14 +475,16 @@ def train(args, config, folder, data, saved=None):
     """Trains, evaluates and records a run, from a checkpoint if there is one. Returns the rows of
     eval.csv. Ctrl-C and SIGTERM save the run and end the program."""
     stop = StopSignal()  # before the processes of the environments: they too go on after Ctrl-C
-    envs = make_eval_envs(config["env"]["name"], min(args.eval_envs, args.eval_episodes))
+    makers = [lambda: make_env(config["env"]["name"])] * min(args.eval_envs, args.eval_episodes)
+    disabled = gymnasium.vector.AutoresetMode.DISABLED
+    envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
     observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
     run = Run(args, config, folder, (observation_dim, action_dim, args.hidden_dims), saved)
     loss_fn = torch.compile(losses) if args.compile == "on" else losses
     pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
     try:
         run.evaluate_if_due(envs, stop)  # a run that was stopped in an evaluation repeats it
-        since, start = run.step, time.perf_counter()
+        first, start = run.step, time.perf_counter()
         while run.step < args.steps:
             batch = sample_batch(data, args.batch_size, run.batch_generator)
             noise = sample_noise(args.batch_size, action_dim, args, run.noise_generator)
@@ -491,15 +496,13 @@ def train(args, config, folder, data, saved=None):
             if log:
                 values = torch.stack(list(metrics.values())).tolist()  # one transfer for all
                 row = dict(zip(metrics, values, strict=True))
-                rate = (run.step - since) / (time.perf_counter() - start)
+                rate = (run.step - first) / (time.perf_counter() - start)
                 run.record("train", {"updates_per_second": rate, **row})
                 last = run.rows["eval"][-1]["score"] if run.rows["eval"] else "none"
                 pbar.set_postfix(actor_loss=row["actor_loss"], score=last)
             if args.snapshot_interval and run.step % args.snapshot_interval == 0:
                 run.save(f"snapshot{run.step}.pt")
             run.evaluate_if_due(envs, stop)
-            if log:
-                since, start = run.step, time.perf_counter()
             if run.step % args.checkpoint_interval == 0:
                 run.save()
             stop.check()
@@ -508,10 +511,16 @@ def train(args, config, folder, data, saved=None):
         print(f"stopped at update {run.step:,} and saved; the same command goes on from there, "
               "without --overwrite")
         raise
+    except (EOFError, ConnectionError) as error:
+        run.save()
+        message = "a process of the evaluation died, perhaps for lack of memory"
+        raise UserError(f"{message}; the run is saved, the same command goes on") from error
     finally:
         pbar.close()
-        envs.close()
+        for process in envs.processes:  # close() would wait for one that has died
+            process.kill()
         run.writer.close()
+        stop.restore()
     return run.rows["eval"]
 
 
@@ -556,12 +565,12 @@ def find_task(env_id, number=None):
         return Task(env_id, env_id, None, env_id, env_id), preset
     for family, preset in PRESETS.items():
         dataset = f"{family}-{preset.dataset}"
-        names = {n: f"{dataset}-singletask-task{n}-v0" for n in range(1, 6)}
-        found = [n for n in names if env_id == names[n]]
-        if env_id in (family, f"{dataset}-singletask-v0"):
-            found = [number or preset.default_task]
-        for n in found:
-            return Task(names[n], f"{dataset}-v0", n, family, f"{dataset}-task{n}"), preset
+        wanted = number or preset.default_task
+        for n in range(1, 6):
+            name, folder = f"{dataset}-singletask-task{n}-v0", f"{dataset}-task{n}"
+            by_family = n == wanted and env_id in (family, f"{dataset}-singletask-v0")
+            if by_family or env_id == name:
+                return Task(name, f"{dataset}-v0", n, family, folder), preset
     near = difflib.get_close_matches(env_id, [*PRESETS, *D4RL], n=3, cutoff=0)
     raise UserError(f"--env-id {env_id} is not known; the nearest ids are {', '.join(near)}")
 
@@ -570,7 +579,8 @@ def check_args(args):
     """Raises UserError for a number out of its range, or what this machine cannot do."""
     for name, value in vars(args).items():
         low, high = RANGES.get(name, (1, 1e9))
-        for x in value if isinstance(value, tuple) else [value]:
+        numbers = value or (0,) if isinstance(value, tuple) else [value]  # () is refused as 0 is
+        for x in numbers:
             if type(x) in (int, float) and not low <= x <= high:
                 raise UserError(f"--{name.replace('_', '-')} {x}: give {low} to {high:g}")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -593,6 +603,7 @@ def resolve(args, typed):
     args.steps = args.steps or (1_000_000 if task.number else 500_000)
     folder = "~/.ogbench/data" if task.number else "~/.d4rl/datasets"
     args.data_dir = Path(args.data_dir or folder).expanduser()
+    args.run_dir = args.run_dir.expanduser()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return task, origin
@@ -610,7 +621,7 @@ def run_folder(args, task):
             if name == "hidden_dims" and len(set(value)) == 1:
                 text = f"{value[0]}x{len(value)}"
             method += f"-{name}{text.strip('()').replace(', ', '_')}"
-    return args.run_dir.expanduser() / task.folder / method / f"seed{args.seed}"
+    return args.run_dir / task.folder / method / f"seed{args.seed}"
 
 
 def check_same(folder, saved, part, names, values):
@@ -625,7 +636,8 @@ def check_same(folder, saved, part, names, values):
 def print_score(folder, task, rows):
     """Prints the score as the papers take it, and what one wants next."""
     scores = [row["score"] for row in (rows[-3:] if task.number else rows[-1:])]
-    print(f"score {np.mean(scores):.1f}, the mean of {len(scores)} evaluation(s)")
+    which = f"the mean of {len(scores)} evaluation(s) up to update {rows[-1]['step']:,}"
+    print(f"score {np.mean(scores):.1f}, {which}")
     print(f"run folder: {folder}")
     print(f"python tools/rollout.py {folder}/checkpoint.pt --video out.gif")
     print(f"tensorboard --logdir {folder}")
@@ -661,9 +673,12 @@ def run_or_go_on(args, task, origin, folder):
 
         wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=str(folder),
                    dir=args.run_dir, config=settings, sync_tensorboard=True)
-    if args.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+    if args.overwrite and folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
+    if not saved:  # of a run whose checkpoint is gone
+        for name in ("train.csv", "eval.csv"):
+            (folder / name).unlink(missing_ok=True)
     config["data"] = facts
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return train(args, config, folder, data, saved)
@@ -680,8 +695,8 @@ def main(argv=None):
     print(f"{ALGORITHM.upper()} on {task.name}")
     for name, value in vars(args).items():
         print(f"  {name:<20} {value!s:<22} {origin[name]}")
-    fast = args.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    if getattr(args, "routing_dtype", "float32") == "bfloat16" and not fast:
+    bfloat16 = args.device == "cpu" and getattr(args, "routing_dtype", "") == "bfloat16"
+    if bfloat16 and not torch.cpu._is_avx512_bf16_supported():
         print("WARNING: this processor has no bfloat16 instructions: float32 is faster")
     if args.device == "cuda":
         print(torch.cuda.get_device_name())

@@ -62,6 +62,12 @@ def outcome(seed):
     return int(rng.integers(3, 8)), bool(rng.random() < 0.5)
 
 
+class InThisProcess(gymnasium.vector.SyncVectorEnv):
+    """In place of AsyncVectorEnv."""
+
+    processes = ()
+
+
 def install(monkeypatch):
     """Makes drol.make_env make corridors, and environments step in this process. Returns a list
     to which every corridor that is made is added."""
@@ -72,7 +78,7 @@ def install(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(ogbench, "make_env_and_datasets", make)
-    monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", gymnasium.vector.SyncVectorEnv)
+    monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", InThisProcess)
     return made
 
 

@@ -104,15 +104,46 @@ def test_links_lead_to_files_and_headings(page):
 # -------------------- numbers
 
 
-def check_local(rows):
-    """Columns: the score of each seed."""
+def check_released(rows):
+    """Each cell: a seed's success rates in the order of the updates."""
+    curves = pd.read_csv(ROOT / "results" / "released_code" / "curves.csv")
+    curves = curves[curves.metric == "success"].sort_values("step")
+    methods = {"DROL(4)": "drol-k4", "FQL": "fql-alpha300"}
+    expected = {}
+    for (method, code, seed), run in curves.groupby(["method", "code", "seed"]):
+        expected[method, code, f"seed {seed}"] = run.value.tolist()
     for row in rows:
-        keys = {"suite": "local", "task": row["task"], "method": "fql"}
-        if row["method"] != "FQL":
-            keys |= {"method": "drol", "k": row["method"].removeprefix("DROL K = ")}
-        for seed in "01":
-            value = find("results/local/runs.csv", seed=seed, **keys)["score"]
-            assert agrees(row[f"seed {seed}"], value), (row, value)
+        method, code = row.pop("").split(", ")
+        for seed, cell in row.items():
+            key = methods[method], {"here": "ours"}.get(code, code), seed
+            assert [float(x) for x in cell.split()] == expected.pop(key)
+    assert not expected
+
+
+def check_reproduction(rows):
+    """Of each run its last evaluation, which its record has too, beside the published score."""
+    table = pd.read_csv(ROOT / "results" / "reproduction" / "table.csv")
+    expected = table.loc[table.groupby(["task", "method"]).updates.idxmax()]
+    assert len(rows) == len(expected)
+    for row in rows:
+        ours = expected[(expected.task == row["task"]) & (expected.method == row["method"])].iloc[0]
+        score, low, high = re.fullmatch(r"(.*) \((.*) to (.*)\)", row["here"]).groups()
+        assert agrees(score, ours.score) and agrees(low, ours.low) and agrees(high, ours.high)
+        assert row["updates here"] == f"{ours.updates:,}"
+        method = {"DROL(16)": "drol-k16", "FQL": "fql"}[row["method"]]
+        record = f"results/reproduction/records/{row['task']}/{method}/seed{ours.seed}/eval.csv"
+        assert agrees(score, find(record, step=str(ours.updates))["score"])
+        full = row["task"].replace("-task", "-singletask-task")
+        full = full if full.endswith("-v1") else f"{full}-v0"
+        path = "testdata/published_per_task.csv"
+        if row["published"] == "not per task":
+            assert not [x for x in read(path) if (x["task"], x["method"]) == (full, row["method"])]
+        else:
+            published = find(path, task=full, method=row["method"])
+            pattern = r"(.*) ± (.*) \((.*) updates\)"
+            mean, spread, updates = re.fullmatch(pattern, row["published"]).groups()
+            assert agrees(mean, published["mean"]) and agrees(spread, published["spread"])
+            assert updates == ("500,000" if full.endswith("-v1") else "1,000,000")
 
 
 def check_settings(rows):
@@ -203,7 +234,8 @@ SETTINGS = "testdata/published_settings.csv"
 PAPER = {row["group"] for row in read("testdata/published_results.csv")}
 COLUMNS = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}
 TABLES = {  # page, heading, which of its tables, check
-    "local runs": ("README.md", "Results", 0, check_local),
+    "released code": ("README.md", "Results", 0, check_released),
+    "reproduction": ("README.md", "Results", 1, check_reproduction),
     "settings": ("README.md", "Settings", 0, check_settings),
     "speed": ("README.md", "Speed", 0, check_speed),
     "settings of D4RL": ("docs/data.md", "Published settings", 0, check_d4rl_settings),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+from pathlib import Path
 from types import ModuleType
 
 import filelock
@@ -109,9 +110,10 @@ def test_tensorboard_shows_what_the_csv_files_hold(done):
 @pytest.mark.parametrize("task, expected", [(2, "36.7, the mean of 3"), (None, "60.0")])
 def test_the_final_score_is_the_papers(capsys, tmp_path, task, expected):
     """OGBench: the mean of the last three evaluations; D4RL: the last one."""
-    rows = [{"score": score} for score in (90.0, 20.0, 30.0, 60.0)]
+    rows = [{"score": s, "step": n} for n, s in enumerate((90.0, 20.0, 30.0, 60.0), 997)]
     drol.print_score(tmp_path, drol.Task("name", "dataset", task, "family", "folder"), rows)
-    assert f"score {expected}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"score {expected}" in out and "up to update 1,000" in out
 
 
 @pytest.mark.parametrize("program, settings, folder", [
@@ -251,6 +253,62 @@ def test_more_steps_continue_a_run_as_if_it_had_not_been_left(
     assert (parts / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
     assert without_rates(parts / "train.csv") == without_rates(whole / "train.csv")
     assert steps_of(parts, "train") == [10, 20, 30, 40] and steps_of(parts) == [20, 40]
+
+
+def test_an_evaluation_of_fewer_steps_is_not_one_of_more(monkeypatch, tmp_path):
+    """A run of 5 updates evaluates at its end; one of 8 that goes on from it does not at 5."""
+    install(monkeypatch)
+    train(tmp_path / "parts", steps=5, eval_interval=2)
+    train(tmp_path / "parts", steps=8, eval_interval=2)
+    train(tmp_path / "whole", steps=8, eval_interval=2)
+    parts, whole = ((tmp_path / x / "eval.csv").read_bytes() for x in ("parts", "whole"))
+    assert parts == whole and steps_of(tmp_path / "parts") == [2, 4, 6, 8]
+
+
+def test_the_records_of_a_run_whose_checkpoint_is_gone_go_too(done, data_dir, tmp_path):
+    """Else the folder looks like a finished run until the new one's first evaluation."""
+    run = done()
+    (run / "checkpoint.pt").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drol, "train", lambda *args: [{"score": 0.0, "step": 20}])
+        drol.main(command(data_dir, tmp_path / "runs"))
+    assert not (run / "eval.csv").exists() and not (run / "train.csv").exists()
+
+
+def test_a_folder_that_cannot_be_deleted_is_told(done, data_dir, tmp_path):
+    run = done()
+    run.rename(tmp_path / "elsewhere")
+    run.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        drol.main(command(data_dir, tmp_path / "runs", "--overwrite"))
+    assert steps_of(tmp_path / "elsewhere") == [20]
+
+
+def test_ctrl_c_is_the_callers_again_after_a_run(monkeypatch, tmp_path):
+    install(monkeypatch)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    train(tmp_path)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_of_the_evaluation_that_dies_is_told(data_dir, tmp_path, number):
+    """As where memory is short. The run is saved, and nothing hangs."""
+    flags = ["--steps", 400, "--eval-interval", 200, "--checkpoint-interval", 1_000_000]
+    args = command(data_dir, tmp_path / "died", *flags)
+    process = start(drol, args)
+    rows = lambda: [row for path in tmp_path.glob("*/*/*/*/train.csv") for row in read(path)]
+    wait_for(lambda: len(rows()) >= 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[number]), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "error: a process of the evaluation died" in err, err
+    at = torch.load(run_of(tmp_path / "died") / "checkpoint.pt", weights_only=True)["step"]
+    assert at == 200
+    drol.main(args)
+    drol.main(command(data_dir, tmp_path / "whole", *flags))
+    assert same_weights(run_of(tmp_path / "died"), run_of(tmp_path / "whole"))
 
 
 @every_program

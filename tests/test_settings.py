@@ -245,8 +245,7 @@ def test_flags_that_are_not_understood(capsys, tmp_path, flags):
 
 
 def test_networks_without_a_hidden_layer_are_refused(tmp_path):
-    with pytest.raises((drol.UserError, SystemExit)):
-        drol.main(command(tmp_path, tmp_path / "runs", "--hidden-dims"))
+    refused(drol, command(tmp_path, tmp_path / "runs", "--hidden-dims"), "--hidden-dims 0")
 
 
 def test_only_flags_count_as_typed(printed):
