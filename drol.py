@@ -337,12 +337,12 @@ def sample_batch(data, batch_size, generator):
 
 # -------------------- evaluation
 def make_seed(*key):
-    """A seed for a key of integers. Keys that differ in zeros at the end alone have the same."""
+    """A seed for a key of integers."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def make_generator(device, *key):
-    """A random generator, seeded by a key of integers (see make_seed)."""
+    """A random generator, seeded by a key of integers."""
     return torch.Generator(device).manual_seed(make_seed(*key))
 
 
@@ -482,8 +482,8 @@ class Run:
 # -------------------- training
 def train(args, config, folder, data, saved=None):
     """Trains, evaluates and records a run, from a checkpoint if there is one. Returns the rows of
-    eval.csv. Ctrl-C and SIGTERM save the run and end the program."""
-    stop = StopSignal()  # before the processes of the environments: they too go on after Ctrl-C
+    eval.csv. Ctrl-C and SIGTERM save and end it."""
+    stop = StopSignal()  # first: the processes of the environments inherit it
     makers = [lambda: make_env(config["env"]["name"])] * min(args.eval_envs, args.eval_episodes)
     disabled = gymnasium.vector.AutoresetMode.DISABLED
     envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
@@ -517,8 +517,7 @@ def train(args, config, folder, data, saved=None):
             stop.check()
     except SystemExit:
         run.save()
-        print(f"stopped at update {run.step:,} and saved; the same command goes on from there, "
-              "without --overwrite")
+        print(f"stopped at update {run.step:,} and saved; the same command goes on, no --overwrite")
         raise
     except (EOFError, ConnectionError) as error:
         run.save()
@@ -693,7 +692,7 @@ def run_or_go_on(args, task, origin, folder):
 
 
 def main(argv=None):
-    """The command line. Raises UserError."""
+    """The command line."""
     argv = sys.argv[1:] if argv is None else argv
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     flags = [x.split("=")[0].removeprefix("--") for x in argv if x.startswith("--")]
