@@ -483,7 +483,7 @@ class Run:
 def train(args, config, folder, data, saved=None):
     """Trains, evaluates and records a run, from a checkpoint if there is one. Returns the rows of
     eval.csv. Ctrl-C and SIGTERM save and end it."""
-    stop = StopSignal()  # first: the processes of the environments inherit it
+    stop = StopSignal()  # first: the environments inherit it
     makers = [lambda: make_env(config["env"]["name"])] * min(args.eval_envs, args.eval_episodes)
     disabled = gymnasium.vector.AutoresetMode.DISABLED
     envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
