@@ -5,7 +5,7 @@
 #   bash run_all.sh demo      from nothing but Python to a trained policy on a laptop
 #   bash run_all.sh test      the tests; without the long ones: bash run_all.sh test -m "not slow"
 #   bash run_all.sh runtime   tools/bench.py: milliseconds per update and per action
-#   bash run_all.sh figures   tools/figures.py: tables and figures of whatever has been run
+#   bash run_all.sh figures   tools/figures.py: tables and figures of the runs in runs/
 #   bash run_all.sh setup     only the environment in .venv, which all the others make first
 # Flags that follow are handed to the program. A suite (see below) is a list of commands:
 #   bash run_all.sh SUITE     runs them, with the options
@@ -18,7 +18,7 @@
 #     --run-dir runs        of the runs, logs/, and done.txt: commands that have succeeded and are
 #                           left out next time (local, local-tuning, reproduce: runs/SUITE)
 #     -- FLAGS              flags for every run, such as -- --steps 100000
-# Over ssh: bash run_all.sh ogbench --list | parallel --sshlogin host1,host2 --workdir "$PWD"
+# Over ssh: bash run_all.sh ogbench --list | parallel --sshlogin host1,host2 --jobs 1 --workdir "$PWD"
 # PYTHON=python uses an environment of yours. Paths are taken from this folder. The suites:
 # shellcheck disable=SC2086,SC2206  # several flags in one string
 set -euo pipefail
