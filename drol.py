@@ -247,7 +247,6 @@ def act(actor, observation, action_dim, generator):
 
 
 # -------------------- data
-MIRROR = "huggingface.co/datasets/zhouzypaul/ogbench_datasets"
 BROKEN_FILE = (OSError, EOFError, KeyError, ValueError, IndexError, zipfile.BadZipFile, zlib.error)
 
 
@@ -264,18 +263,18 @@ def benchmark_of(name):
     return d4rl_compat
 
 
-class Episode(gymnasium.Wrapper):
-    """Makes an episode depend on its seed alone, and puts the score, in %, into a step's info."""
+class Episode(gymnasium.wrappers.RecordEpisodeStatistics):
+    """Its episode depends on its seed alone. Info: score in %; at the end return r, length l."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from here and from the action space
         self.unwrapped.action_space.seed(seed)
-        return self.env.reset(seed=seed)[0], {}
+        return super().reset(seed=seed)[0], {}
 
     def step(self, action):
-        *result, info = self.env.step(action)
+        *result, info = super().step(action)
         score = info["success"] if "success" in info else info["normalized_score"]
-        return *result, {"score": 100.0 * score}
+        return *result, {"score": 100.0 * score, **info.get("episode", {})}
 
 
 def make_env(name):
@@ -308,7 +307,7 @@ def load_data(task, data_dir, device):
     except BROKEN_FILE as error:
         advice = f"delete damaged files, or put {' and '.join(files)} into {data_dir}"
         if benchmark is ogbench:
-            advice += f", for example from {MIRROR} (docs/data.md)"
+            advice += "; mirror: huggingface.co/datasets/zhouzypaul/ogbench_datasets (docs/data.md)"
         raise UserError(f"{task.dataset} cannot be loaded ({error!r}); {advice}") from error
     for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if data[key].shape[1:] != space.shape or not np.isfinite(data[key]).all():
@@ -347,13 +346,11 @@ def make_generator(device, *key):
 
 
 def evaluate(policy, envs, episodes, key, stop):
-    """Means over episodes, a fixed share per environment, each seeded by (*key, environment,
-    episode)."""
+    """Means over episodes, shared out to envs, each seeded by (*key, environment, episode)."""
     count = envs.num_envs
     share = np.full(count, episodes // count)
     share[: episodes % count] += 1
-    played, length = np.zeros((2, count), int)
-    total = np.zeros(count)
+    played = np.zeros(count, int)
     needs_reset = np.ones(count, bool)
     results = []  # (score, return, length) of each episode
     while (played < share).any():
@@ -361,13 +358,10 @@ def evaluate(policy, envs, episodes, key, stop):
         if needs_reset.any():
             seeds = [make_seed(*key, i, n) for i, n in enumerate(played.tolist())]
             observations, _ = envs.reset(seed=seeds, options={"reset_mask": needs_reset})
-            total[needs_reset] = length[needs_reset] = 0
-        observations, rewards, terminated, truncated, info = envs.step(policy(observations))
-        total += rewards
-        length += 1
+        observations, _, terminated, truncated, info = envs.step(policy(observations))
         needs_reset = terminated | truncated
         for i in np.flatnonzero(needs_reset & (played < share)):  # further episodes do not count
-            results.append([info["score"][i], total[i], length[i]])
+            results.append([info[name][i] for name in ("score", "r", "l")])
         played += needs_reset
     score, returned, steps = np.mean(results, axis=0).tolist()
     std = np.std(results, axis=0)[1].item()
@@ -481,12 +475,10 @@ class Run:
 
 # -------------------- training
 def train(args, config, folder, data, saved=None):
-    """Trains, evaluates and records a run, from a checkpoint if there is one. Returns the rows of
-    eval.csv. Ctrl-C and SIGTERM save and end it."""
+    """Trains a new or a saved run; a signal saves and ends it. Returns the rows of eval.csv."""
     stop = StopSignal()  # first: the environments inherit it
     makers = [lambda: make_env(config["env"]["name"])] * min(args.eval_envs, args.eval_episodes)
-    disabled = gymnasium.vector.AutoresetMode.DISABLED
-    envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=disabled)
+    envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode="Disabled")
     observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
     run = Run(args, config, folder, (observation_dim, action_dim, args.hidden_dims), saved)
     loss_fn = torch.compile(losses) if args.compile == "on" else losses
@@ -515,14 +507,10 @@ def train(args, config, folder, data, saved=None):
             if run.step % args.checkpoint_interval == 0:
                 run.save()
             stop.check()
-    except SystemExit:
+    except (SystemExit, EOFError, ConnectionError):  # stopped, or a process of envs died
         run.save()
         print(f"stopped at update {run.step:,} and saved; the same command goes on, no --overwrite")
         raise
-    except (EOFError, ConnectionError) as error:
-        run.save()
-        message = "a process of the evaluation died, perhaps for lack of memory"
-        raise UserError(f"{message}; the run is saved, the same command goes on") from error
     finally:
         pbar.close()
         for process in envs.processes:  # close() would wait for one that has died
@@ -572,12 +560,11 @@ def find_task(env_id, number=None):
         return Task(env_id, env_id, None, env_id, env_id), preset
     for family, preset in PRESETS.items():
         dataset = f"{family}-{preset.dataset}"
-        wanted = number or preset.default_task
+        if env_id in (family, f"{dataset}-singletask-v0"):
+            env_id = f"{dataset}-singletask-task{number or preset.default_task}-v0"
         for n in range(1, 6):
-            name, folder = f"{dataset}-singletask-task{n}-v0", f"{dataset}-task{n}"
-            by_family = n == wanted and env_id in (family, f"{dataset}-singletask-v0")
-            if by_family or env_id == name:
-                return Task(name, f"{dataset}-v0", n, family, folder), preset
+            if env_id == f"{dataset}-singletask-task{n}-v0":
+                return Task(env_id, f"{dataset}-v0", n, family, f"{dataset}-task{n}"), preset
     near = difflib.get_close_matches(env_id, [*PRESETS, *D4RL], n=3, cutoff=0)
     raise UserError(f"--env-id {env_id} is not known; the nearest ids are {', '.join(near)}")
 
@@ -595,8 +582,7 @@ def check_args(args):
 
 
 def resolve(args, typed):
-    """Fills in what is unset, in place. Returns the Task and where each setting came from. Raises
-    UserError."""
+    """Fills in what is unset, in place. Returns the Task and origins. Raises UserError."""
     check_args(args)
     task, preset = find_task(args.env_id, args.task)
     if args.task not in (None, task.number):
@@ -631,13 +617,12 @@ def run_folder(args, task):
     return args.run_dir / task.folder / method / f"seed{args.seed}"
 
 
-def check_same(folder, saved, part, names, values):
+def check_same(folder, saved, wanted):
     """Raises UserError where a saved run's settings or data were others."""
-    for name in names:
-        if saved[part].get(name) != values[name]:
-            difference = f"{name} {saved[part].get(name)}, not {values[name]}"
-            advice = "give --overwrite or another --run-dir"
-            raise UserError(f"{folder} holds a run with {difference}; {advice}")
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            difference = f"{name} {saved.get(name)}, not {value}"
+            raise UserError(f"{folder} holds {difference}; give --overwrite or another --run-dir")
 
 
 def print_score(folder, task, rows):
@@ -654,18 +639,10 @@ def print_score(folder, task, rows):
 def run_or_go_on(args, task, origin, folder):
     """Trains the run of a folder, unless it has finished. Returns the rows of eval.csv."""
     settings = json.loads(json.dumps(vars(args), default=str))  # in plain types
-    names = {"name": task.name, "dataset": task.dataset, "task": task.number, "preset": task.family}
-    config = {
-        "algorithm": ALGORITHM,
-        "env": names,
-        "settings": settings,
-        "origin": origin,
-        "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
-    }
     saved = None
     if (folder / "checkpoint.pt").exists() and not args.overwrite:
         saved = load_checkpoint(folder / "checkpoint.pt")
-        check_same(folder, saved, "settings", FIXED, settings)
+        check_same(folder, saved["settings"], {name: settings[name] for name in FIXED})
         rows = saved["rows"]["eval"]
         if rows and rows[-1]["step"] >= args.steps:
             print("this run has finished; more --steps continue it")
@@ -674,7 +651,7 @@ def run_or_go_on(args, task, origin, folder):
     for name, value in facts.items():
         print(f"  {name:<20} {value}")
     if saved:
-        check_same(folder, saved, "data", facts, facts)
+        check_same(folder, saved["data"], facts)
     if args.track:
         import wandb
 
@@ -686,7 +663,15 @@ def run_or_go_on(args, task, origin, folder):
     if not saved:  # of a run whose checkpoint is gone
         for name in ("train.csv", "eval.csv"):
             (folder / name).unlink(missing_ok=True)
-    config["data"] = facts
+    names = {"name": task.name, "dataset": task.dataset, "task": task.number, "preset": task.family}
+    config = {
+        "algorithm": ALGORITHM,
+        "env": names,
+        "settings": settings,
+        "origin": origin,
+        "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
+        "data": facts,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return train(args, config, folder, data, saved)
 
@@ -702,9 +687,6 @@ def main(argv=None):
     print(f"{ALGORITHM.upper()} on {task.name}")
     for name, value in vars(args).items():
         print(f"  {name:<20} {value!s:<22} {origin[name]}")
-    bfloat16 = args.device == "cpu" and getattr(args, "routing_dtype", "") == "bfloat16"
-    if bfloat16 and not torch.cpu._is_avx512_bf16_supported():
-        print("WARNING: this processor has no bfloat16 instructions: float32 is faster")
     if args.device == "cuda":
         print(torch.cuda.get_device_name())
     folder.parent.mkdir(parents=True, exist_ok=True)

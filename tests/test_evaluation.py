@@ -106,8 +106,11 @@ def test_success_is_what_the_environment_says(corridor):
         env.reset(seed=seed)
         length, success = outcome(seed)
         steps = [env.step(np.array([0.5, 0.0])) for _ in range(length)]
-        assert steps[-1][-1] == {"score": 100 * success}
-        scores.append(steps[-1][-1]["score"])
+        info = steps[-1][-1]
+        rewards = [reward for _, reward, *_ in steps]
+        assert info["score"] == 100 * success
+        assert (info["r"], info["l"]) == (pytest.approx(sum(rewards)), length)
+        scores.append(info["score"])
     assert set(scores) == {0.0, 100.0}
 
 

@@ -100,7 +100,7 @@ class FakeEnvs:
         self.actions.append(actions)
         self.steps += 1
         done = np.full(self.num_envs, self.steps % 3 == 0)
-        info = {name: np.ones(self.num_envs) for name in ("score", "return", "length")}
+        info = {name: np.ones(self.num_envs) for name in ("score", "r", "l")}
         return self.observe(), np.zeros(self.num_envs), done, np.zeros_like(done), info
 
     processes = ()
