@@ -51,7 +51,7 @@ from tqdm import tqdm
 # -------------------- settings
 @dataclass
 class Args:
-    env_id: str  # family (cube-double), full name, or D4RL task
+    env_id: str  # family (cube-double), full name, or D4RL task (needs the folder tools)
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the family's default
     seed: int = 0  # of initialisation, batches, noise and evaluation
     k: int = 16  # candidates per state; tune bc_coef before it
@@ -86,18 +86,18 @@ class Args:
 class MLP(nn.Module):
     """Joins its inputs (..., D_i) to one vector and maps it to (..., out_dim)."""
 
-    def __init__(self, in_dim, hidden_dims, out_dim, norm, generator):
+    def __init__(self, in_dim, hidden_dims, out_dim, generator, layer_norm=False):
         super().__init__()
         layers = []
         for width in hidden_dims:
             layers += [nn.Linear(in_dim, width), nn.GELU(approximate="tanh")]  # Flax's GELU
-            if norm:
-                layers.append(nn.LayerNorm(width, eps=1e-6))  # Flax's eps
+            if layer_norm:
+                layers.append(nn.LayerNorm(width, eps=1e-6))  # Flax's eps; after GELU, as released
             in_dim = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight, generator=generator)  # Flax's fan_avg uniform
+                nn.init.xavier_uniform_(layer.weight, generator=generator)  # as released
                 nn.init.zeros_(layer.bias)
 
     def forward(self, *inputs):
@@ -108,7 +108,7 @@ class Critic(nn.ModuleList):
     """Q_1 and Q_2: observations (B, O) and actions (B, A) to values (2, B)."""
 
     def __init__(self, in_dim, hidden_dims, generator):
-        super().__init__(MLP(in_dim, hidden_dims, 1, True, generator) for _ in range(2))
+        super().__init__(MLP(in_dim, hidden_dims, 1, generator, layer_norm=True) for _ in range(2))
 
     def forward(self, s, a):
         return torch.stack([q(s, a).squeeze(-1) for q in self])
@@ -118,7 +118,7 @@ def make_networks(observation_dim, action_dim, hidden_dims, generator):
     """Fresh networks by name. A generator on the CPU makes a seed start alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
-    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, False, generator)  # f(s, z)
+    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, generator)  # f(s, z)
     networks["critic"] = Critic(in_dim, hidden_dims, generator)
     networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
     return networks
@@ -159,7 +159,7 @@ def route(candidates, a):
 
 def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     """TD loss of both critics, and its metrics. next_z: (B, A). batch: observations,
-    actions, next_observations, rewards (B,), and masks (B,), 0 where nothing follows."""
+    actions, next_observations, rewards (B,), and masks m (B,): 0 only where the task is over."""
     with torch.no_grad():
         next_a = actor(batch["next_observations"], next_z).clamp(-1, 1)
         next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
@@ -179,14 +179,14 @@ def actor_loss(
     s, a = batch["observations"], batch["actions"]
     winner = route(sample_candidates(actor, s, latents, routing_dtype), a)  # (B,)
     z = latents[torch.arange(len(a), device=a.device), winner]  # (B, A)
-    pi = actor(s, z).clamp(-1, 1)  # a_k*, now with a graph
+    pi = actor(s, z).clamp(-1, 1)  # a_k*, now with a graph; no gradient where it is clipped
     # L_BC = mean_{batch, A} (a_k* - a)^2
     bc_loss = (pi - a).square().mean()
     # Q guides the actor and is not trained by it: its parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     q = torch.func.functional_call(critic, constants, (s, pi))  # (2, B)
     q = q.amin(0) if actor_q_agg == "min" else q.mean(0)
-    # L_Q = -mean(q) / max(mean |q|, 1e-6), the divisor held constant
+    # L_Q = -mean(q), with normalize_q divided by max(mean |q|, 1e-6), held constant
     q_loss = -q.mean()
     if normalize_q:
         q_loss = q_loss / q.detach().abs().mean().clamp(min=1e-6)
@@ -223,12 +223,13 @@ def update(networks, optimizer, batch, noise, args, loss_fn=losses):
 
 @torch.no_grad()
 def diagnostics(actor, batch, noise):
-    """How the candidates lie, per action dimension; only when logged. 0 at K = 1, but for mse."""
+    """How the candidates lie, and the mse of a fresh one, per action dimension. winner_entropy is
+    near log K for any policy: k has no meaning, as latents are drawn anew for each state."""
     s, a = batch["observations"], batch["actions"]
     B, K, A = noise["latents"].shape
     candidates = sample_candidates(actor, s, noise["latents"])  # (B, K, A)
     winner_share = torch.bincount(route(candidates, a), minlength=K) / B
-    # spread = mean_k |a_k - mean_j a_j|^2 / A; two candidates are 2K / (K - 1) times that apart
+    # spread = mean_k |a_k - mean_j a_j|^2 / A = (K - 1) / 2K * mean_{j != k} |a_j - a_k|^2 / A
     spread = candidates.var(1, correction=0).mean()
     return {
         "candidate_spread": spread,
@@ -523,7 +524,9 @@ def train(args, config, folder, data, saved=None):
 # -------------------- published settings
 ALGORITHM = "drol"
 Task = namedtuple("Task", "name dataset number family folder")
-Preset = namedtuple("Preset", "dataset default_task discount q_agg bc_coef")
+Preset = namedtuple(
+    "Preset", "dataset default_task discount q_agg bc_coef origin", defaults=["published"]
+)
 PRESETS = {
     "antmaze-large": Preset("navigate", 1, 0.995, "min", 0.03),
     "antmaze-giant": Preset("navigate", 1, 0.995, "min", 0.03),
@@ -535,9 +538,9 @@ PRESETS = {
     "cube-double": Preset("play", 2, 0.99, "mean", 3.0),
     "puzzle-3x3": Preset("play", 4, 0.99, "mean", 0.3),
     "puzzle-4x4": Preset("play", 4, 0.99, "mean", 10.0),
-    "pointmaze-medium": Preset("navigate", 1, 0.995, "mean", 0.3),  # not published
+    "pointmaze-medium": Preset("navigate", 1, 0.995, "mean", 0.3, "not published"),
 }
-D4RL = {  # bc_coef
+D4RL = {  # bc_coef; find_task has the rest: discount 0.99, q_agg min in Adroit, mean in antmaze
     "antmaze-umaze-v2": 0.3, "antmaze-umaze-diverse-v2": 0.1, "antmaze-medium-play-v2": 0.1,
     "antmaze-medium-diverse-v2": 0.1, "antmaze-large-play-v2": 0.1, "antmaze-large-diverse-v2": 0.1,
     "pen-human-v1": 1.0, "pen-cloned-v1": 1.0, "pen-expert-v1": 1.0,
@@ -591,7 +594,7 @@ def resolve(args, typed):
     for name in ("discount", "q_agg", "bc_coef"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(preset, name))
-            origin[name] = "not published" if task.family == "pointmaze-medium" else "published"
+            origin[name] = preset.origin
     args.task = task.number
     args.steps = args.steps or (1_000_000 if task.number else 500_000)
     folder = "~/.ogbench/data" if task.number else "~/.d4rl/datasets"

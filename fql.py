@@ -51,7 +51,7 @@ from tqdm import tqdm
 # -------------------- settings
 @dataclass
 class Args:
-    env_id: str  # family (cube-double), full name, or D4RL task
+    env_id: str  # family (cube-double), full name, or D4RL task (needs the folder tools)
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the family's default
     seed: int = 0  # of initialisation, batches, noise and evaluation
     alpha: float | None = None  # higher: closer to the data; unset: as published
@@ -85,18 +85,18 @@ class Args:
 class MLP(nn.Module):
     """Joins its inputs (..., D_i) to one vector and maps it to (..., out_dim)."""
 
-    def __init__(self, in_dim, hidden_dims, out_dim, norm, generator):
+    def __init__(self, in_dim, hidden_dims, out_dim, generator, layer_norm=False):
         super().__init__()
         layers = []
         for width in hidden_dims:
             layers += [nn.Linear(in_dim, width), nn.GELU(approximate="tanh")]  # Flax's GELU
-            if norm:
-                layers.append(nn.LayerNorm(width, eps=1e-6))  # Flax's eps
+            if layer_norm:
+                layers.append(nn.LayerNorm(width, eps=1e-6))  # Flax's eps; after GELU, as released
             in_dim = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight, generator=generator)  # Flax's fan_avg uniform
+                nn.init.xavier_uniform_(layer.weight, generator=generator)  # as released
                 nn.init.zeros_(layer.bias)
 
     def forward(self, *inputs):
@@ -107,7 +107,7 @@ class Critic(nn.ModuleList):
     """Q_1 and Q_2: observations (B, O) and actions (B, A) to values (2, B)."""
 
     def __init__(self, in_dim, hidden_dims, generator):
-        super().__init__(MLP(in_dim, hidden_dims, 1, True, generator) for _ in range(2))
+        super().__init__(MLP(in_dim, hidden_dims, 1, generator, layer_norm=True) for _ in range(2))
 
     def forward(self, s, a):
         return torch.stack([q(s, a).squeeze(-1) for q in self])
@@ -117,9 +117,9 @@ def make_networks(observation_dim, action_dim, hidden_dims, generator):
     """Fresh networks by name. A generator on the CPU makes a seed start alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
-    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, False, generator)  # f(s, z)
+    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, generator)  # f(s, z)
     networks["critic"] = Critic(in_dim, hidden_dims, generator)
-    networks["flow"] = MLP(in_dim + 1, hidden_dims, action_dim, False, generator)  # v(s, x, t)
+    networks["flow"] = MLP(in_dim + 1, hidden_dims, action_dim, generator)  # v(s, x, t)
     networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
     return networks
 
@@ -132,12 +132,12 @@ def sample_latents(*shape, generator):
 
 
 def sample_noise(batch_size, action_dim, args, generator):
-    """All that is random in one update: next_noises, x_0 and noises (B, A), and t (B, 1)."""
-    next_noises = sample_latents(batch_size, action_dim, generator=generator)
+    """All that is random in one update: next_latents, x_0 and latents (B, A), and t (B, 1)."""
+    next_latents = sample_latents(batch_size, action_dim, generator=generator)
     x_0 = sample_latents(batch_size, action_dim, generator=generator)
     t = torch.rand(batch_size, 1, generator=generator, device=generator.device)
-    noises = sample_latents(batch_size, action_dim, generator=generator)
-    return {"next_noises": next_noises, "x_0": x_0, "t": t, "noises": noises}
+    latents = sample_latents(batch_size, action_dim, generator=generator)
+    return {"next_latents": next_latents, "x_0": x_0, "t": t, "latents": latents}
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def flow_action(flow, s, z, flow_steps):
 
 def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     """TD loss of both critics, and its metrics. next_z: (B, A). batch: observations,
-    actions, next_observations, rewards (B,), and masks (B,), 0 where nothing follows."""
+    actions, next_observations, rewards (B,), and masks m (B,): 0 only where the task is over."""
     with torch.no_grad():
         next_a = actor(batch["next_observations"], next_z).clamp(-1, 1)
         next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
@@ -199,11 +199,11 @@ def losses(networks, batch, noise, args):
     actor, critic, target_critic = networks["actor"], networks["critic"], networks["target_critic"]
     flow = networks["flow"]
     loss_c, metrics_c = critic_loss(
-        actor, critic, target_critic, batch, noise["next_noises"], args.discount, args.q_agg
+        actor, critic, target_critic, batch, noise["next_latents"], args.discount, args.q_agg
     )
     loss_f, metrics_f = flow_loss(flow, batch, noise["x_0"], noise["t"])
     loss_a, metrics_a = actor_loss(
-        actor, flow, critic, batch, noise["noises"], args.flow_steps, args.alpha, args.actor_q_agg,
+        actor, flow, critic, batch, noise["latents"], args.flow_steps, args.alpha, args.actor_q_agg,
         args.normalize_q,
     )
     return loss_c + loss_f + loss_a, metrics_c | metrics_f | metrics_a
@@ -225,7 +225,7 @@ def update(networks, optimizer, batch, noise, args, loss_fn=losses):
 @torch.no_grad()
 def diagnostics(actor, batch, noise):
     """Squared distance of a fresh sample from the dataset action, per action dimension."""
-    fresh = actor(batch["observations"], noise["next_noises"]).clamp(-1, 1)
+    fresh = actor(batch["observations"], noise["next_latents"]).clamp(-1, 1)
     return {"mse": (fresh - batch["actions"]).square().mean()}
 
 
@@ -514,7 +514,9 @@ def train(args, config, folder, data, saved=None):
 # -------------------- published settings
 ALGORITHM = "fql"
 Task = namedtuple("Task", "name dataset number family folder")
-Preset = namedtuple("Preset", "dataset default_task discount q_agg alpha")
+Preset = namedtuple(
+    "Preset", "dataset default_task discount q_agg alpha origin", defaults=["published"]
+)
 PRESETS = {
     "antmaze-large": Preset("navigate", 1, 0.99, "min", 10.0),
     "antmaze-giant": Preset("navigate", 1, 0.995, "min", 10.0),
@@ -526,9 +528,9 @@ PRESETS = {
     "cube-double": Preset("play", 2, 0.99, "mean", 300.0),
     "puzzle-3x3": Preset("play", 4, 0.99, "mean", 1000.0),
     "puzzle-4x4": Preset("play", 4, 0.99, "mean", 1000.0),
-    "pointmaze-medium": Preset("navigate", 1, 0.995, "mean", 10.0),  # not published
+    "pointmaze-medium": Preset("navigate", 1, 0.995, "mean", 10.0, "not published"),
 }
-D4RL = {  # alpha
+D4RL = {  # alpha; find_task has the rest: discount 0.99, q_agg min in Adroit, mean in antmaze
     "antmaze-umaze-v2": 10.0, "antmaze-umaze-diverse-v2": 10.0, "antmaze-medium-play-v2": 10.0,
     "antmaze-medium-diverse-v2": 10.0, "antmaze-large-play-v2": 3.0,
     "antmaze-large-diverse-v2": 3.0,
@@ -583,7 +585,7 @@ def resolve(args, typed):
     for name in ("discount", "q_agg", "alpha"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(preset, name))
-            origin[name] = "not published" if task.family == "pointmaze-medium" else "published"
+            origin[name] = preset.origin
     args.task = task.number
     args.steps = args.steps or (1_000_000 if task.number else 500_000)
     folder = "~/.ogbench/data" if task.number else "~/.d4rl/datasets"

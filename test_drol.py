@@ -101,6 +101,7 @@ def test_parity_with_the_released_code(path, compiled):
     for step in range(3):
         batch = recorded_tensors(record, f"step{step}/batch")
         noise = recorded_tensors(record, f"step{step}/noise")
+        noise = {name.replace("noises", "latents"): x for name, x in noise.items()}  # of FQL
         drawn = program.sample_noise(config["batch"], config["action_dim"], args, torch.Generator())
         assert {key: x.shape for key, x in drawn.items()} == {k: x.shape for k, x in noise.items()}
         metrics = program.diagnostics(networks["actor"], batch, noise)
@@ -347,7 +348,7 @@ def test_diagnostics_of_drol():
 
 def test_diagnostics_of_fql():
     batch = {"observations": torch.zeros(2, 1), "actions": torch.zeros(2, 1)}
-    metrics = fql.diagnostics(lambda s, z: z, batch, {"next_noises": torch.tensor([[0.3], [4.0]])})
+    metrics = fql.diagnostics(lambda s, z: z, batch, {"next_latents": torch.tensor([[0.3], [4.0]])})
     assert metrics["mse"].item() == pytest.approx((0.3**2 + 1) / 2)
 
 
@@ -401,7 +402,7 @@ def test_fqls_losses_move_one_network_each(flow_toy, alpha, normalize_q):
     networks, batch, noise = flow_toy
     actor, flow, critic = (networks[name] for name in ("actor", "flow", "critic"))
     loss, _ = fql.actor_loss(
-        actor, flow, critic, batch, noise["noises"], 10, alpha, "mean", normalize_q
+        actor, flow, critic, batch, noise["latents"], 10, alpha, "mean", normalize_q
     )
     assert learning(networks, loss) == {"actor"}
     loss, _ = fql.flow_loss(flow, batch, noise["x_0"], noise["t"])

@@ -109,6 +109,14 @@ def test_what_is_not_published_says_so():
     assert (args.discount, args.q_agg) == (0.995, "mean")
 
 
+def test_a_row_that_is_added_says_where_it_is_from(monkeypatch):
+    row = drol.Preset("navigate", 1, 0.995, "min", 0.1, "not published")
+    monkeypatch.setitem(drol.PRESETS, "antmaze-medium", row)
+    args, task, origin = resolved(drol, env_id="antmaze-medium", task=3)
+    assert task.name == "antmaze-medium-navigate-singletask-task3-v0" and args.bc_coef == 0.1
+    assert origin["bc_coef"] == origin["discount"] == origin["q_agg"] == "not published"
+
+
 @pytest.mark.slow
 def test_default_tasks_are_ogbenchs():
     for family, preset in drol.PRESETS.items():

@@ -188,14 +188,14 @@ def recorded(request, data_dir, tmp_path_factory):
 
 def loss_by_hand(program, networks, batch, noise, s):
     actor, critic, target = (networks[x] for x in ("actor", "critic", "target_critic"))
-    next_z = noise["next_latents" if program is drol else "next_noises"]
+    next_z = noise["next_latents"]
     loss, _ = program.critic_loss(actor, critic, target, batch, next_z, s.discount, s.q_agg)
     if program is drol:
         latents, rest = noise["latents"], (s.bc_coef, s.actor_q_agg, s.normalize_q)
         return loss + drol.actor_loss(actor, critic, batch, latents, *rest)[0]
     flow, rest = networks["flow"], (s.flow_steps, s.alpha, s.actor_q_agg, s.normalize_q)
     loss = loss + fql.flow_loss(flow, batch, noise["x_0"], noise["t"])[0]
-    return loss + fql.actor_loss(actor, flow, critic, batch, noise["noises"], *rest)[0]
+    return loss + fql.actor_loss(actor, flow, critic, batch, noise["latents"], *rest)[0]
 
 
 def test_updates_through_train_are_those_of_the_settings(recorded):
@@ -331,7 +331,7 @@ def test_batches_are_uniform_over_the_training_file(draws):
 def test_noise_has_the_released_distribution(draws):
     program, runs = draws
     for run in runs:
-        names = ["next_latents", "latents"] if program is drol else ["next_noises", "x_0", "noises"]
+        names = ["next_latents", "latents"] + ([] if program is drol else ["x_0"])
         assert set(run.noise) - {"t"} == set(names)
         for name in names:
             z = run.noise[name].reshape(-1, 2)

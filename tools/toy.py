@@ -126,7 +126,7 @@ def losses(method, networks, actions, noise, weight):
                                **options)[0]
     flow_loss, _ = fql.flow_loss(networks["flow"], batch, noise["x_0"], noise["t"])
     actor_loss, _ = fql.actor_loss(networks["actor"], networks["flow"], critic, batch,
-                                   noise["noises"], FLOW_STEPS, weight, **options)
+                                   noise["latents"], FLOW_STEPS, weight, **options)
     return flow_loss + actor_loss
 
 
