@@ -394,12 +394,13 @@ def load_checkpoint(path):
 
 
 def load_policy(path, device="cpu", seed=0):
-    """A checkpoint's policy, from observations to actions as in act. Raises UserError."""
+    """A checkpoint's policy, from observations to actions as in act; of its networks the actor
+    is enough. Raises UserError."""
     saved = load_checkpoint(path)
-    networks = make_networks(*saved["dims"], torch.Generator()).to(device)
-    networks.load_state_dict(saved["networks"])
+    actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
+    actor.load_state_dict({key: saved["networks"][f"actor.{key}"] for key in actor.state_dict()})
     generator = make_generator(device, seed)
-    return lambda observation: act(networks["actor"], observation, saved["dims"][1], generator)
+    return lambda observation: act(actor, observation, saved["dims"][1], generator)
 
 
 class Run:
