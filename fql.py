@@ -51,9 +51,9 @@ from tqdm import tqdm
 # -------------------- settings
 @dataclass
 class Args:
-    env_id: str  # family (cube-double), full name, or D4RL task (needs the folder tools)
+    env_id: str  # family (cube-double), full name, or D4RL task (needs tools/)
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the family's default
-    seed: int = 0  # of initialisation, batches, noise and evaluation
+    seed: int = 0  # of all that is random
     alpha: float | None = None  # higher: closer to the data; unset: as published
     flow_steps: int = 10  # Euler steps from a latent to the flow's endpoint
     discount: float | None = None  # of rewards; unset: as published
@@ -74,7 +74,7 @@ class Args:
     data_dir: Path | None = None  # of datasets; unset: ~/.ogbench/data or ~/.d4rl/datasets
     run_dir: Path = Path("runs")  # folder of the runs
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
-    compile: Literal["on", "off"] = "off"  # on: faster on a CPU with g++, after a minute
+    compile: Literal["on", "off"] = "off"  # on: faster on a CPU; needs g++
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # delete the run's folder and start anew
     track: tyro.conf.FlagCreatePairsOff[bool] = False  # log to Weights & Biases (pip install wandb)
     wandb_project_name: str = "drol"  # project of --track
@@ -91,7 +91,7 @@ class MLP(nn.Module):
         for width in hidden_dims:
             layers += [nn.Linear(in_dim, width), nn.GELU(approximate="tanh")]  # Flax's GELU
             if layer_norm:
-                layers.append(nn.LayerNorm(width, eps=1e-6))  # Flax's eps; after GELU, as released
+                layers.append(nn.LayerNorm(width, eps=1e-6))  # after GELU; Flax's eps
             in_dim = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
         for layer in self.layers:
@@ -152,7 +152,7 @@ def flow_action(flow, s, z, flow_steps):
 
 def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     """TD loss of both critics, and its metrics. next_z: (B, A). batch: observations,
-    actions, next_observations, rewards (B,), and masks m (B,): 0 only where the task is over."""
+    actions, next_observations, rewards and masks (B,), 0 only where the task is over."""
     with torch.no_grad():
         next_a = actor(batch["next_observations"], next_z).clamp(-1, 1)
         next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
@@ -258,7 +258,7 @@ class Episode(gymnasium.wrappers.RecordEpisodeStatistics):
     """Its episode depends on its seed alone. Info: score in %; at the end return r, length l."""
 
     def reset(self, *, seed=None, options=None):
-        np.random.seed(seed)  # OGBench's mazes draw from here and from the action space
+        np.random.seed(seed)  # OGBench's mazes draw from both
         self.unwrapped.action_space.seed(seed)
         return super().reset(seed=seed)[0], {}
 
@@ -280,7 +280,7 @@ def load_data(task, data_dir, device):
     """The training data as float32 tensors on the device, and facts about it. observations and
     next_observations (N, O); actions (N, A); rewards and masks (N,). Raises UserError."""
     benchmark, env = benchmark_of(task.name), make_env(task.name)
-    files = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"]  # the second is not trained on
+    files = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"]  # the second is not used
     if benchmark is not ogbench:
         files = [env.unwrapped.dataset_file]
     path = data_dir / files[0]
@@ -343,7 +343,7 @@ def evaluate(policy, envs, episodes, key, stop):
     share[: episodes % count] += 1
     played = np.zeros(count, int)
     needs_reset = np.ones(count, bool)
-    results = []  # (score, return, length) of each episode
+    results = []  # score, return, length
     while (played < share).any():
         stop.check()
         if needs_reset.any():
@@ -351,7 +351,7 @@ def evaluate(policy, envs, episodes, key, stop):
             observations, _ = envs.reset(seed=seeds, options={"reset_mask": needs_reset})
         observations, _, terminated, truncated, info = envs.step(policy(observations))
         needs_reset = terminated | truncated
-        for i in np.flatnonzero(needs_reset & (played < share)):  # further episodes do not count
+        for i in np.flatnonzero(needs_reset & (played < share)):  # others do not count
             results.append([info[name][i] for name in ("score", "r", "l")])
         played += needs_reset
     score, returned, steps = np.mean(results, axis=0).tolist()
@@ -394,8 +394,7 @@ def load_checkpoint(path):
 
 
 def load_policy(path, device="cpu", seed=0):
-    """A checkpoint's policy, from observations to actions as in act; of its networks the actor
-    is enough. Raises UserError."""
+    """A checkpoint's policy, from observations to actions, by its actor. Raises UserError."""
     saved = load_checkpoint(path)
     actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
     actor.load_state_dict({key: saved["networks"][f"actor.{key}"] for key in actor.state_dict()})
@@ -499,7 +498,7 @@ def train(args, config, folder, data, saved=None):
             if run.step % args.checkpoint_interval == 0:
                 run.save()
             stop.check()
-    except (SystemExit, EOFError, ConnectionError):  # stopped, or a process of envs died
+    except (SystemExit, EOFError, ConnectionError):  # or a process of envs died
         run.save()
         print(f"stopped at update {run.step:,} and saved; the same command goes on, no --overwrite")
         raise
@@ -531,7 +530,7 @@ PRESETS = {
     "puzzle-4x4": Preset("play", 4, 0.99, "mean", 1000.0),
     "pointmaze-medium": Preset("navigate", 1, 0.995, "mean", 10.0, "not published"),
 }
-D4RL = {  # alpha; find_task has the rest: discount 0.99, q_agg min in Adroit, mean in antmaze
+D4RL = {  # alpha; the rest stands in find_task
     "antmaze-umaze-v2": 10.0, "antmaze-umaze-diverse-v2": 10.0, "antmaze-medium-play-v2": 10.0,
     "antmaze-medium-diverse-v2": 10.0, "antmaze-large-play-v2": 3.0,
     "antmaze-large-diverse-v2": 3.0,
