@@ -4,6 +4,7 @@ they name, code runs, commands are ones that the programs take."""
 import csv
 import functools
 import importlib
+import json
 import re
 import shlex
 import statistics
@@ -146,6 +147,32 @@ def check_reproduction(rows):
             assert updates == ("500,000" if full.endswith("-v1") else "1,000,000")
 
 
+def check_curves(task, rows):
+    """Each cell: a run's evaluation and its interval."""
+    folder = "results/reproduction"
+    for row in rows:
+        updates = row.pop("updates").replace(",", "")
+        for method, cell in row.items():
+            if not cell:
+                continue
+            score, _, interval = cell.partition(" (")
+            low, _, high = interval.rstrip(")").partition(" to ")
+            if method == "released FQL":
+                path = f"{folder}/records/{task}/fql-released-code/seed0/eval.csv"
+                assert agrees(score, find(path, step=updates)["score"]) and not interval
+                continue
+            if method == "public re-run":
+                found = find(f"{folder}/public_fql.csv", updates=updates)
+            else:
+                run = {"DROL(16)": "drol-k16", "FQL": "fql"}[method]
+                config = ROOT / folder / "records" / task / run / "seed0" / "config.json"
+                data = json.loads(config.read_text())["data"]
+                values = {"task": task, "method": method, "seed": "0", "updates": updates}
+                found = find(f"{folder}/table.csv", data=data["fingerprint"], **values)
+            assert agrees(score, found["score"])
+            assert agrees(low, found["low"]) and agrees(high, found["high"])
+
+
 def check_settings(rows):
     assert sorted(row["family"] for row in rows) == sorted(drol.PRESETS.keys() & PAPER)
     for row in rows:
@@ -236,6 +263,10 @@ COLUMNS = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}
 TABLES = {  # page, heading, which of its tables, check
     "released code": ("README.md", "Results", 0, check_released),
     "reproduction": ("README.md", "Results", 1, check_reproduction),
+    **{
+        task: ("results/reproduction/README.md", task, 0, functools.partial(check_curves, task))
+        for task in ("cube-single-play-task2", "door-expert-v1", "pen-expert-v1")
+    },
     "settings": ("README.md", "Settings", 0, check_settings),
     "speed": ("README.md", "Speed", 0, check_speed),
     "settings of D4RL": ("docs/data.md", "Published settings", 0, check_d4rl_settings),
