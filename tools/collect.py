@@ -83,7 +83,7 @@ class Args:
     data_dir: Path = Path("data")
     """where the files go; not the cache of ogbench or d4rl, which is for official data"""
     seed: int = 0
-    """the same seed gives the same files, whatever the number of jobs"""
+    """the same seed gives the same files on one machine, whatever the number of jobs"""
     jobs: int = os.cpu_count() or 1
     """processes"""
 

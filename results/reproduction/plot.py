@@ -15,7 +15,7 @@ TASKS = {
     "door-expert-v1": "door-expert: normalised return",
     "pen-expert-v1": "pen-expert: normalised return",
 }
-COLORS = {"DROL(16)": "tab:blue", "FQL": "tab:orange"}
+COLORS = {"DROL(16)": "tab:blue", "FQL": "tab:orange", "FQL, released code": "tab:gray"}
 PUBLISHED = {  # after 1,000,000 updates (D4RL: 500,000); DROL's on cube-single is of five tasks
     "cube-single-play-task2": {"DROL(16)": 97, "FQL": 97},
     "door-expert-v1": {"FQL": 104},
@@ -25,19 +25,18 @@ PUBLISHED = {  # after 1,000,000 updates (D4RL: 500,000); DROL's on cube-single 
 
 def main():
     table = pd.read_csv(FOLDER / "table.csv")
-    longest = table.groupby(["task", "method", "data"]).updates.transform("max")
-    table = table[longest == table.groupby(["task", "method"]).updates.transform("max")]
+    latest = table.loc[table.groupby("task").updates.idxmax(), ["task", "data"]]
+    table = table.merge(latest)  # without the runs on other data
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for axis, (task, title) in zip(axes, TASKS.items(), strict=True):
         for (method, seed), run in table[table.task == task].groupby(["method", "seed"]):
             label = method if seed == 0 else None
             axis.plot(run.updates, run.score, color=COLORS[method], marker=".", label=label)
-            axis.fill_between(run.updates, run.low, run.high, color=COLORS[method], alpha=0.15)
-        for path in sorted((FOLDER / "records" / task / "fql-released-code").glob("*/eval.csv")):
-            run, label = pd.read_csv(path), f"FQL, released code, {path.parent.name}"
-            axis.plot(run.step, run.score, color="tab:gray", marker=".", label=label)
-        for method, score in PUBLISHED[task].items():
-            axis.axhline(score, color=COLORS[method], linestyle=":", linewidth=1)
+            if seed == 0:
+                axis.fill_between(run.updates, run.low, run.high, color=COLORS[method], alpha=0.15)
+        for i, (method, score) in enumerate(PUBLISHED[task].items()):
+            dashes = (4 * i, (4, 4))  # of two lines at one height, both are seen
+            axis.axhline(score, color=COLORS[method], linestyle=dashes, linewidth=1)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("updates")
         axis.grid(alpha=0.3)
