@@ -120,13 +120,18 @@ def check_released(rows):
     assert not expected
 
 
-METHODS = {"DROL(16)": "drol-k16", "FQL": "fql", "FQL, released code": "fql-released-code"}
+METHODS = {
+    "DROL(16)": "drol-k16",
+    "FQL": "fql",
+    "FQL, released code": "fql-released-code",
+    "FQL, released random numbers": "fql-released-random-numbers",
+}
 
 
 def check_reproduction(rows):
     """Of each run its last evaluation, which its record has too, beside the published score."""
     table = pd.read_csv(ROOT / "results" / "reproduction" / "table.csv")
-    table = table[table.method != "FQL, released code"]
+    table = table[table.method.isin(["DROL(16)", "FQL"])]
     expected = table.loc[table.groupby(["task", "method"]).updates.idxmax()]
     assert len(rows) == len(expected)
     for row in rows:
@@ -170,6 +175,20 @@ def check_curves(task, rows):
                 found = find(f"{folder}/table.csv", data=data["fingerprint"], **values)
             assert agrees(score, found["score"])
             assert agrees(low, found["low"]) and agrees(high, found["high"])
+
+
+def check_seeds(rows):
+    """Each cell: the score after 5,000 updates of a seed on the data of the newest runs."""
+    table = pd.read_csv(ROOT / "results" / "reproduction" / "table.csv")
+    table = table[(table.task == "door-expert-v1") & (table.updates == 5000)]
+    table = table[table.data == table[table.method == "FQL, released code"].data.iloc[0]]
+    expected = {(x.method, str(x.seed)): x.score for x in table.itertuples()}
+    expected = {key: score for key, score in expected.items() if key[0] != "DROL(16)"}
+    for row in rows:
+        seed = row.pop("seed")
+        for method, cell in row.items():
+            assert not cell or agrees(cell, expected.pop((method, seed)))
+    assert not expected
 
 
 def check_settings(rows):
@@ -266,6 +285,7 @@ TABLES = {  # page, heading, which of its tables, check
         task: ("results/reproduction/README.md", task, 0, functools.partial(check_curves, task))
         for task in ("cube-single-play-task2", "door-expert-v1", "pen-expert-v1")
     },
+    "seeds": ("results/reproduction/README.md", "door-expert-v1", 1, check_seeds),
     "settings": ("README.md", "Settings", 0, check_settings),
     "speed": ("README.md", "Speed", 0, check_speed),
     "settings of D4RL": ("docs/data.md", "Published settings", 0, check_d4rl_settings),
@@ -320,6 +340,21 @@ def test_numbers_of_the_frontier():
         best = means.in_support.idxmax()
         assert float(weight) == best and (rows.seed.nunique() == 5).all()
         assert agrees(support, means.in_support[best]) and agrees(q, means.mean_q[best])
+
+
+def test_numbers_of_the_seeds():
+    """The sentence on FQL after 5,000 updates, of both codes."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    pattern = r"eight seeds: (\d+) ± (\d+), released code (\d+) ± (\d+); .* within (\d+) points"
+    *cells, within = re.search(pattern, text).groups()
+    page = (ROOT / "results" / "reproduction" / "README.md").read_text()
+    seeds = pd.DataFrame(rows_of(table_lines(page, "door-expert-v1", 1))).apply(pd.to_numeric)
+    for i, name in enumerate(("FQL", "FQL, released code")):
+        assert seeds[name].count() == 8
+        assert agrees(cells[2 * i], seeds[name].mean())
+        assert agrees(cells[2 * i + 1], seeds[name].std())
+    difference = seeds["FQL, released random numbers"] - seeds["FQL, released code"]
+    assert difference.count() == 4 and difference.abs().max() <= float(within)
 
 
 def test_scores_of_the_demo():

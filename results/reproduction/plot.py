@@ -27,6 +27,7 @@ def main():
     table = pd.read_csv(FOLDER / "table.csv")
     latest = table.loc[table.groupby("task").updates.idxmax(), ["task", "data"]]
     table = table.merge(latest)  # without the runs on other data
+    table = table[table.method.isin(COLORS)]
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for axis, (task, title) in zip(axes, TASKS.items(), strict=True):
         for (method, seed), run in table[table.task == task].groupby(["method", "seed"]):

@@ -4,7 +4,9 @@
     pip install jax flax optax ml_collections distrax
     python results/reproduction/released_fql.py --repository released_fql --env-id cube-single
 
-Writes config.json, eval.csv and train.csv, what agent.update returns every 5,000 updates.
+Writes config.json, eval.csv and train.csv, what the update returns every 5,000 updates. With
+--ours, fql.py does all that is computed from the released run's initial weights, batches and random
+numbers, in training and in evaluation.
 """
 
 import csv
@@ -12,15 +14,18 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import jax
 import numpy as np
+import torch
 import tyro
 
 sys.path.append(str(Path(__file__).parents[2]))
 
 import fql as ours  # noqa: E402
+from test_drol import recorded_parameters  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -32,6 +37,8 @@ class Args:
     seed: int = 0
     steps: int = 20_000
     eval_interval: int = 10_000
+    eval_episodes: int = 50
+    ours: bool = False
 
 
 class NeverStop:
@@ -39,6 +46,67 @@ class NeverStop:
 
     def check(self):
         pass
+
+
+NAMES = {
+    "actor": "modules_actor_onestep_flow",
+    "flow": "modules_actor_bc_flow",
+    "critic": "modules_critic",
+    "target_critic": "modules_target_critic",
+}
+
+
+class Ours:
+    """fql.py in place of a new released agent, with its interface and its random numbers."""
+
+    def __init__(self, agent, config):
+        self.rng, self.action_dim = agent.rng, config["action_dim"]
+        hidden_dims = config["actor_hidden_dims"]
+        self.networks = ours.make_networks(
+            *config["ob_dims"], self.action_dim, hidden_dims, torch.Generator()
+        )
+        weights = {}
+        for name, theirs in NAMES.items():
+            (layers,) = agent.network.params[theirs].values()
+            for layer, values in layers.items():
+                weights |= {f"/{name}/{layer}/{key}": np.array(x) for key, x in values.items()}
+        for parameter, value in recorded_parameters(self.networks, weights, "").items():
+            parameter.data.copy_(value)
+        self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=config["lr"], fused=True)
+        fields = ("alpha", "q_agg", "discount", "tau", "flow_steps")
+        self.settings = SimpleNamespace(
+            **{name: config[name] for name in fields}, actor_q_agg="mean", normalize_q=False
+        )
+        self.losses = torch.compile(ours.losses)
+        self.draw = jax.jit(self.noise, static_argnums=1)
+
+    def noise(self, rng, batch_size):
+        """The next key, and what the released update draws from this one."""
+        shape = (batch_size, self.action_dim)
+        following, rng = jax.random.split(rng)  # update
+        _, actor_rng, critic_rng = jax.random.split(rng, 3)  # total_loss
+        sample_rng = jax.random.split(critic_rng)[1]  # critic_loss
+        rng, x_rng, t_rng = jax.random.split(actor_rng, 3)  # actor_loss
+        return following, {
+            "next_latents": jax.random.normal(jax.random.split(sample_rng)[0], shape),
+            "x_0": jax.random.normal(x_rng, shape),
+            "t": jax.random.uniform(t_rng, (batch_size, 1)),
+            "latents": jax.random.normal(jax.random.split(rng)[1], shape),
+        }
+
+    def update(self, batch):
+        self.rng, noise = self.draw(self.rng, len(batch["rewards"]))
+        noise = {key: torch.tensor(np.array(x)) for key, x in noise.items()}
+        batch = {key: torch.tensor(x) for key, x in batch.items()}
+        return self, ours.update(
+            self.networks, self.optimizer, batch, noise, self.settings, self.losses
+        )
+
+    @torch.no_grad()
+    def sample_actions(self, observations, seed):
+        shape = (len(observations), self.action_dim)
+        z = jax.random.normal(jax.random.split(seed)[0], shape)
+        return self.networks["actor"](torch.tensor(observations), torch.tensor(np.array(z))).numpy()
 
 
 def policy_of(agent, key):
@@ -71,7 +139,10 @@ def main(args):
     agent = FQLAgent.create(args.seed, data["observations"][:1], data["actions"][:1], config)
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"env": task.name, "seed": args.seed, "agent": config.to_dict(), "data": facts}
+    record |= {"computed_by": "fql.py" if args.ours else "the released code"}
     (args.out / "config.json").write_text(json.dumps(record, indent=1, default=str))
+    if args.ours:
+        agent = Ours(agent, config)
 
     rng = np.random.default_rng(args.seed)
     logged, evaluated = [], []
@@ -83,7 +154,7 @@ def main(args):
             write(args.out / "train.csv", logged)
         if step % args.eval_interval == 0:
             policy = policy_of(agent, jax.random.PRNGKey(1_000 * args.seed + step))
-            row = ours.evaluate(policy, envs, 50, (args.seed, step), NeverStop())
+            row = ours.evaluate(policy, envs, args.eval_episodes, (args.seed, step), NeverStop())
             evaluated.append({"step": step} | row)
             write(args.out / "eval.csv", evaluated)
             print(f"update {step:,}: score {row['score']:.1f}", flush=True)
