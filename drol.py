@@ -451,7 +451,7 @@ class Run:
         os.replace(self.folder / "partial", self.folder / name)  # so that a checkpoint is whole
 
     def record(self, name, row):
-        """Adds a row to train.csv or eval.csv, and its numbers to TensorBoard's."""
+        """Adds a row to train.csv or eval.csv, and to TensorBoard."""
         rows = self.rows[name]
         rows.append({"step": self.step, **row})
         with open(self.folder / f"{name}.csv", "w", newline="") as file:
@@ -580,6 +580,8 @@ def check_args(args):
         for x in numbers:
             if type(x) in (int, float) and not low <= x <= high:
                 raise UserError(f"--{name.replace('_', '-')} {x}: give {low} to {high:g}")
+    if args.compile == "on" and not (os.environ.get("CXX") or shutil.which("g++")):
+        raise UserError("--compile on: install g++ first")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU; give auto or cpu")
 
@@ -624,12 +626,12 @@ def check_same(folder, saved, wanted):
     """Raises UserError where a saved run's settings or data were others."""
     for name, value in wanted.items():
         if saved.get(name) != value:
-            difference = f"{name} {saved.get(name)}, not {value}"
-            raise UserError(f"{folder} holds {difference}; give --overwrite or another --run-dir")
+            advice = "give that, another --run-dir, or --overwrite to delete it"
+            raise UserError(f"{folder} holds {name} {saved.get(name)}, not {value}; {advice}")
 
 
 def print_score(folder, task, rows):
-    """Prints the score as the papers take it, and what one wants next."""
+    """Prints the score as the papers take it, and further commands."""
     scores = [row["score"] for row in (rows[-3:] if task.number else rows[-1:])]
     which = f"the mean of {len(scores)} evaluation(s) up to update {rows[-1]['step']:,}"
     print(f"score {np.mean(scores):.1f}, {which}")
@@ -705,5 +707,5 @@ if __name__ == "__main__":
         sys.exit(f"error: another process holds {error.lock_file}; wait for it or stop it")
     except (UserError, ImportError, OSError, torch.OutOfMemoryError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:  # before there was anything to save
+    except KeyboardInterrupt:  # nothing to save yet
         sys.exit(130)

@@ -12,10 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import tyro
+from scipy import stats
 
 import drol
 import fql
@@ -345,14 +347,17 @@ def test_numbers_of_the_frontier():
 def test_numbers_of_the_seeds():
     """The sentence on FQL after 5,000 updates, of both codes."""
     text = " ".join((ROOT / "README.md").read_text().split())
-    pattern = r"eight seeds: (\d+) ± (\d+), released code (\d+) ± (\d+); .* within (\d+) points"
-    *cells, within = re.search(pattern, text).groups()
+    pattern = r"(\d+) ± (\d+) over eight seeds, the released code (\d+) ± (\d+) \(p = ([\d.]+)\)"
+    *cells, p, within = re.search(pattern + r"; .* within (\d+) points", text).groups()
     page = (ROOT / "results" / "reproduction" / "README.md").read_text()
     seeds = pd.DataFrame(rows_of(table_lines(page, "door-expert-v1", 1))).apply(pd.to_numeric)
     for i, name in enumerate(("FQL", "FQL, released code")):
         assert seeds[name].count() == 8
         assert agrees(cells[2 * i], seeds[name].mean())
         assert agrees(cells[2 * i + 1], seeds[name].std())
+    codes = seeds["FQL"], seeds["FQL, released code"]
+    test = stats.permutation_test(codes, lambda x, y: np.mean(x) - np.mean(y), n_resamples=np.inf)
+    assert agrees(p, test.pvalue)
     difference = seeds["FQL, released random numbers"] - seeds["FQL, released code"]
     assert difference.count() == 4 and difference.abs().max() <= float(within)
 

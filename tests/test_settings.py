@@ -199,6 +199,17 @@ def test_a_gpu_is_used_where_there_is_one(monkeypatch, gpu):
             choice(device="cuda")
 
 
+@every_program
+def test_compile_needs_a_compiler(program, monkeypatch, tmp_path):
+    args = program.Args("cube-single", compile="on")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(program.UserError, match=r"--compile on: install g\+\+"):
+        program.check_args(args)
+    (tmp_path / "g++").touch(mode=0o755)
+    program.check_args(args)
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 

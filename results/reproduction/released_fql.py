@@ -1,18 +1,21 @@
-"""The released JAX FQL on the data of the runs here, evaluated as they are.
+r"""The released JAX FQL on the data of the runs here, evaluated as they are.
 
     git clone https://github.com/seohongpark/fql released_fql
-    pip install jax flax optax ml_collections distrax
-    python results/reproduction/released_fql.py --repository released_fql --env-id cube-single
+    git -C released_fql checkout 719d044
+    pip install jax==0.10.2 flax optax ml_collections distrax
+    python results/reproduction/released_fql.py --repository released_fql --env-id door-expert-v1 \
+        --seed 1 --steps 5000 --eval-interval 5000 --out released/seed1
 
-Writes config.json, eval.csv and train.csv, what the update returns every 5,000 updates. With
---ours, fql.py does all that is computed from the released run's initial weights, batches and random
-numbers, in training and in evaluation.
+Writes config.json, eval.csv and train.csv, what the update returns every 5,000 updates. Batches are
+drawn here, by NumPy. With --ours, fql.py computes the losses, the updates and the actions, from the
+same initial weights, batches, noise and latents.
 """
 
 import csv
 import dataclasses
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +143,7 @@ def main(args):
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"env": task.name, "seed": args.seed, "agent": config.to_dict(), "data": facts}
     record |= {"computed_by": "fql.py" if args.ours else "the released code"}
+    record["versions"] = {name: version(name) for name in ("jax", "flax", "optax", "torch")}
     (args.out / "config.json").write_text(json.dumps(record, indent=1, default=str))
     if args.ours:
         agent = Ours(agent, config)
