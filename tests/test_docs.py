@@ -362,6 +362,17 @@ def test_numbers_of_the_seeds():
     assert difference.count() == 4 and difference.abs().max() <= float(within)
 
 
+def test_scores_of_the_released_code():
+    """The sentence on the released FQL after as many updates as the table's last evaluations."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    pattern = r"cube-single (\d+) \(run by others\), door-expert ([\d.]+), pen-expert ([\d.]+) \("
+    public, *cells = re.search(pattern, text).groups()
+    assert agrees(public, find("results/reproduction/public_fql.csv", updates="100000")["score"])
+    for cell, task in zip(cells, ("door-expert-v1", "pen-expert-v1"), strict=True):
+        record = f"results/reproduction/records/{task}/fql-released-code/seed0/eval.csv"
+        assert agrees(cell, find(record, step="30000")["score"])
+
+
 def test_scores_of_the_demo():
     text = " ".join((ROOT / "README.md").read_text().split())
     count, low, high = re.search(r"(\w+) such runs .* rate of (\d+) to (\d+) %", text).groups()
