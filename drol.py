@@ -1,92 +1,94 @@
 """DROL, Dynamic Routing for Offline RL (arXiv 2604.22229), in one file. Its baseline is fql.py.
 
-    $ python drol.py --env-id humanoidmaze-medium --k 16
+    python drol.py --env-id humanoidmaze-medium --k 16
 
-A one-step actor f(s, z) turns a state s and a latent z into an action. K latents per state become
-K candidates; the dataset action is routed to the nearest one, and only that winner is cloned and
-guided by the critic. Acting takes one latent and one pass. One update, from a batch (s, a, r, m,
-s') with m = 0 where s' must not be bootstrapped from:
+A one-step actor f(s, z) turns a state s and a random latent z into an action. For each state, K
+latents become K candidate actions. The dataset action is routed to the nearest one, and only this
+winner is cloned and guided by the critic. Acting takes one latent and one pass.
 
-  1. sample_latents: z uniform in the ball of radius sqrt(A) in R^A, A action dimensions
-  2. critic_loss: a' = clip(f(s', z')), y = r + discount * m * agg_i Qbar_i(s', a'),
-     L_critic = mean_{i, batch} (Q_i(s, a) - y)^2, agg = mean or min (q_agg)
-  3. sample_candidates, route: a_k = clip(f(s, z_k)), k = 1..K; k* = argmin_k |a_k - a|^2
-  4. actor_loss: L_actor = bc_coef * mean_{batch, A} (a_k* - a)^2 - mean(q) / max(mean |q|, 1e-6),
-     q = min_i Q_i(s, a_k*) (actor_q_agg); the divisor (normalize_q) and critics held constant
-  5. update: one Adam step on L_critic + L_actor, both at the same parameters;
-     Qbar <- Qbar + tau * (Q - Qbar), with Q from before that step
+One update, from a batch of (s, a, r, m, s'), with m = 0 where the task is over:
+
+  latents    (1)  z', z_1, ..., z_K ~ uniform in the ball of radius sqrt(A) in R^A, per state
+  critic     (2)  y = r + discount * m * agg_i Qbar_i(s', clip(f(s', z'))), agg = mean or min
+             (3)  L_critic = mean_{i, batch} (Q_i(s, a) - y)^2
+  routing    (4)  a_k = clip(f(s, z_k)) for k = 1, ..., K
+             (5)  k* = argmin_k |a_k - a|^2
+  cloning    (6)  L_bc = mean_{batch, A} (a_k* - a)^2
+  guidance   (7)  L_q = -mean(q) / mean |q|, q = min_i Q_i(s, a_k*), Q and mean |q| held constant
+  step       (8)  Qbar <- Qbar + tau * (Q - Qbar)
+             (9)  one Adam step on L_critic + bc_coef * L_bc + L_q
+
+A is the number of action dimensions, and clip is to [-1, 1].
 """
 
 import copy
-import csv
-import difflib
-import hashlib
 import json
 import os
-import pickle
 import shutil
 import signal
 import sys
 import time
-import warnings
-import zipfile
-import zlib
-from collections import namedtuple
-from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import filelock
 import gymnasium
 import numpy as np
-import ogbench
+import pandas as pd
 import torch
 import tyro
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-
 # -------------------- settings
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 @dataclass
 class Args:
-    env_id: str  # family (cube-double), full name, or D4RL task (needs tools/)
-    task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the family's default
-    seed: int = 0  # of all that is random
-    k: int = 16  # candidates per state; tune bc_coef before it
-    bc_coef: float | None = None  # higher: closer to the data; unset: as published
-    discount: float | None = None  # of rewards; unset: as published
-    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published
-    actor_q_agg: Literal["mean", "min"] = "min"  # of the critics in the actor loss
-    normalize_q: bool = True  # divide the Q term by the batch mean of |q|
-    routing_dtype: Literal["float32", "bfloat16"] = "float32"  # of the K passes
-    steps: int | None = None  # updates in all; unset: 1M, D4RL 500,000
-    batch_size: int = 256  # transitions per update
-    lr: float = 3e-4  # Adam's learning rate
-    tau: float = 0.005  # update rate of the target critic
-    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of every network
-    eval_interval: int = 100_000  # updates between evaluations
-    eval_episodes: int = 50  # episodes per evaluation
-    eval_envs: int = 10  # processes that share the episodes
-    log_interval: int = 5_000  # updates between rows of train.csv
-    checkpoint_interval: int = 10_000  # updates between checkpoints
-    snapshot_interval: int = 0  # updates between kept checkpoints; 0: none
-    data_dir: Path | None = None  # of datasets; unset: ~/.ogbench/data or ~/.d4rl/datasets
-    run_dir: Path = Path("runs")  # folder of the runs
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
-    compile: Literal["on", "off"] = "off"  # on: faster on a CPU; needs g++
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # delete the run's folder and start anew
-    track: tyro.conf.FlagCreatePairsOff[bool] = False  # log to Weights & Biases (pip install wandb)
-    wandb_project_name: str = "drol"  # project of --track
-    wandb_entity: str | None = None  # team of --track
+    env_id: str  # a row of PUBLISHED, such as cube-double or pen-human-v1
+    task: Literal[1, 2, 3, 4, 5] | None = None  # of OGBench's five; unset: the default
+    seed: NonNegativeInt = 0
+    steps: PositiveInt | None = None  # updates; unset: 1,000,000, D4RL 500,000
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    compile: bool = False  # faster after a minute; needs a compiler
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # high: TF32 on a GPU
+
+    # algorithm; unset: as published
+    k: PositiveInt = 16  # candidates per state
+    bc_coef: NonNegativeFloat | None = None  # higher: closer to the data
+    discount: Share | None = None
+    q_agg: Literal["mean", "min"] | None = None  # of the target critics
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat = 3e-4
+    tau: Share = 0.005  # rate at which the target critics follow
+    hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # of every network
+
+    # evaluation and records
+    eval_interval: PositiveInt = 100_000  # updates between evaluations
+    eval_episodes: PositiveInt = 50  # a multiple of eval_envs
+    eval_envs: PositiveInt = 10  # episodes played at once, each in a process
+    log_interval: PositiveInt = 5_000  # updates between rows of train.csv
+    checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
+    snapshot_interval: NonNegativeInt = 0  # updates between kept ones; 0: none
+    data_dir: str | None = None  # of datasets; unset: the benchmark's own
+    run_dir: str = "runs"  # of all runs
+    exp_name: str = "drol"  # begins the name of the run's folder
+    overwrite: bool = False  # delete the run of this name and start anew
+    track: bool = False  # also log to Weights & Biases (pip install wandb)
 
 
 # -------------------- networks
 class MLP(nn.Module):
-    """Joins its inputs (..., D_i) to one vector and maps it to (..., out_dim)."""
+    """Maps the concatenation of its inputs (..., D_i) to (..., out_dim)."""
 
-    def __init__(self, in_dim, hidden_dims, out_dim, generator, layer_norm=False):
+    def __init__(self, in_dim, hidden_dims, out_dim, layer_norm=False):
         super().__init__()
         layers = []
         for width in hidden_dims:
@@ -95,247 +97,207 @@ class MLP(nn.Module):
                 layers.append(nn.LayerNorm(width, eps=1e-6))  # after GELU; Flax's eps
             in_dim = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight, generator=generator)  # as released
-                nn.init.zeros_(layer.bias)
 
     def forward(self, *inputs):
         return self.layers(torch.cat(inputs, -1))
 
 
-class Critic(nn.ModuleList):
-    """Q_1 and Q_2: observations (B, O) and actions (B, A) to values (2, B)."""
+class Critic(nn.Module):
+    """Q_1 and Q_2: states (B, O) and actions (B, A) to values (2, B)."""
 
-    def __init__(self, in_dim, hidden_dims, generator):
-        super().__init__(MLP(in_dim, hidden_dims, 1, generator, layer_norm=True) for _ in range(2))
+    def __init__(self, in_dim, hidden_dims):
+        super().__init__()
+        self.q1 = MLP(in_dim, hidden_dims, 1, layer_norm=True)
+        self.q2 = MLP(in_dim, hidden_dims, 1, layer_norm=True)
 
     def forward(self, s, a):
-        return torch.stack([q(s, a).squeeze(-1) for q in self])
+        return torch.stack([self.q1(s, a), self.q2(s, a)]).squeeze(-1)
 
 
 def make_networks(observation_dim, action_dim, hidden_dims, generator):
-    """Fresh networks by name. A generator on the CPU makes a seed start alike on every device."""
+    """Fresh networks by name, on the CPU: a seed starts alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
-    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, generator)  # f(s, z)
-    networks["critic"] = Critic(in_dim, hidden_dims, generator)
+    networks["actor"] = MLP(in_dim, hidden_dims, action_dim)  # f(s, z)
+    networks["critic"] = Critic(in_dim, hidden_dims)
+    for layer in networks.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)  # Flax's fan_avg uniform
+            nn.init.zeros_(layer.bias)
     networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
     return networks
 
 
 # -------------------- algorithm
-# B batch, K candidates, O observation and A action dimensions.
+# B batch, K candidates, O observation and A action dimensions; (1) to (9) as at the top.
 def sample_latents(*shape, generator):
-    """Latents of a shape (..., A), uniform in the ball of radius sqrt(A) in R^A."""
+    """(1) Latents (..., A), uniform in the ball of radius sqrt(A) in R^A."""
     A = shape[-1]
     g = torch.randn(shape, generator=generator, device=generator.device)
     u = torch.rand(*shape[:-1], 1, generator=generator, device=generator.device)
-    # z = sqrt(A) * u^(1/A) * g / |g|
-    return A**0.5 * u ** (1 / A) * g / g.norm(dim=-1, keepdim=True)
+    radius = A**0.5 * u ** (1 / A)
+    return radius * g / g.norm(dim=-1, keepdim=True)
 
 
-def sample_noise(batch_size, action_dim, args, generator):
-    """All that is random in one update: next_latents (B, A) and latents (B, K, A)."""
-    next_latents = sample_latents(batch_size, action_dim, generator=generator)
-    latents = sample_latents(batch_size, args.k, action_dim, generator=generator)
-    return {"next_latents": next_latents, "latents": latents}
+def sample_noise(args, action_dim, generator):
+    """The latents of one update: next_z (B, A) and candidate_z (B, K, A)."""
+    next_z = sample_latents(args.batch_size, action_dim, generator=generator)
+    candidate_z = sample_latents(args.batch_size, args.k, action_dim, generator=generator)
+    return {"next_z": next_z, "candidate_z": candidate_z}
 
 
 @torch.no_grad()
-def sample_candidates(actor, s, latents, routing_dtype="float32"):
-    """Candidate actions (B, K, A) of states (B, O) for latents (B, K, A), without a graph."""
-    s = s[:, None].expand(-1, latents.shape[1], -1)  # (B, K, O)
-    with torch.autocast(s.device.type, torch.bfloat16, enabled=routing_dtype == "bfloat16"):
-        # a_k = clip(f(s, z_k))
-        return actor(s, latents).clamp(-1, 1)
+def candidate_actions(actor, s, candidate_z):
+    """(4) Candidates (B, K, A) for states (B, O) and latents (B, K, A), without a graph."""
+    s = s[:, None].expand(-1, candidate_z.shape[1], -1)  # (B, K, O)
+    return actor(s, candidate_z).clamp(-1, 1)
 
 
 def route(candidates, a):
-    """Index (B,) of the candidate (B, K, A) that is nearest to the dataset action (B, A)."""
-    # k* = argmin_k |a_k - a|^2
+    """(5) Index (B,) of the candidate (B, K, A) nearest to the dataset action (B, A)."""
     return (candidates - a[:, None]).square().sum(-1).argmin(1)
 
 
 def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
-    """TD loss of both critics, and its metrics. next_z: (B, A). batch: observations,
-    actions, next_observations, rewards and masks (B,), 0 only where the task is over."""
-    with torch.no_grad():
-        next_a = actor(batch["next_observations"], next_z).clamp(-1, 1)
-        next_q = target_critic(batch["next_observations"], next_a)  # (2, B)
+    """L_critic, which trains the critic alone, and its metrics. next_z: (B, A)."""
+    s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
+    with torch.no_grad():  # (2)
+        next_a = actor(next_s, next_z).clamp(-1, 1)
+        next_q = target_critic(next_s, next_a)  # (2, B)
         next_q = next_q.amin(0) if q_agg == "min" else next_q.mean(0)
-        # y = r + discount * m * agg_i Qbar_i(s', a')
         y = batch["rewards"] + discount * batch["masks"] * next_q
-    q = critic(batch["observations"], batch["actions"])  # (2, B)
-    # L_critic = mean_{i, batch} (Q_i(s, a) - y)^2
-    loss = (q - y).square().mean()
+    q = critic(s, a)  # (2, B)
+    loss = (q - y).square().mean()  # (3)
     return loss, {"critic_loss": loss, "q_data": q.mean()}
 
 
-def actor_loss(
-    actor, critic, batch, latents, bc_coef, actor_q_agg, normalize_q, routing_dtype="float32"
-):
-    """Routed cloning plus the Q term, on the winner alone, and its metrics. latents: (B, K, A)."""
+def actor_loss(actor, critic, batch, candidate_z, bc_coef):
+    """bc_coef * L_bc + L_q, which trains the actor alone, through the winners alone, and its
+    metrics. candidate_z: (B, K, A)."""
     s, a = batch["observations"], batch["actions"]
-    winner = route(sample_candidates(actor, s, latents, routing_dtype), a)  # (B,)
-    z = latents[torch.arange(len(a), device=a.device), winner]  # (B, A)
-    pi = actor(s, z).clamp(-1, 1)  # a_k*, now with a graph; no gradient where clipped
-    # L_BC = mean_{batch, A} (a_k* - a)^2
-    bc_loss = (pi - a).square().mean()
-    # Q guides the actor and is not trained by it: its parameters enter as constants.
+
+    # Routing: without a graph, as argmin has no gradient and a loser gets none.
+    candidates = candidate_actions(actor, s, candidate_z)  # (B, K, A)
+    winner = route(candidates, a)  # (B,)
+
+    # Cloning: the winner again, now with a graph. Where it is clipped, neither loss has a
+    # gradient. FQL clips for Q alone, so that its distillation still pulls there.
+    winner_z = candidate_z[torch.arange(len(a), device=a.device), winner]  # (B, A)
+    winner_a = actor(s, winner_z).clamp(-1, 1)
+    bc_loss = (winner_a - a).square().mean()  # (6)
+
+    # Guidance: Q is not trained by this loss. Its parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    q = torch.func.functional_call(critic, constants, (s, pi))  # (2, B)
-    q = q.amin(0) if actor_q_agg == "min" else q.mean(0)
-    # L_Q = -mean(q), with normalize_q divided by max(mean |q|, 1e-6), held constant
-    q_loss = -q.mean()
-    if normalize_q:
-        q_loss = q_loss / q.detach().abs().mean().clamp(min=1e-6)
-    # L_actor = bc_coef * L_BC + L_Q
+    q = torch.func.functional_call(critic, constants, (s, winner_a)).amin(0)  # (B,)
+    q_loss = -q.mean() / q.detach().abs().mean().clamp(min=1e-6)  # (7)
+
     loss = bc_coef * bc_loss + q_loss
-    return loss, {"actor_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss, "q": q.mean()}
+    return loss, {
+        "actor_loss": loss,
+        "bc_loss": bc_loss,
+        "q_loss": q_loss,
+        "q": q.mean(),
+        "mse": (candidates[:, 0] - a).square().mean(),  # of a random candidate
+        "candidate_spread": candidates.var(1, correction=0).mean(),  # 0: the actor ignores z
+    }
 
 
 def losses(networks, batch, noise, args):
-    """L_critic + L_actor, both at the same parameters, and the metrics of both."""
-    actor, critic, target_critic = networks["actor"], networks["critic"], networks["target_critic"]
+    """The sum of both losses, at the same parameters, and the metrics of both."""
+    actor, critic, target_critic = networks.values()
     loss_c, metrics_c = critic_loss(
-        actor, critic, target_critic, batch, noise["next_latents"], args.discount, args.q_agg
+        actor, critic, target_critic, batch, noise["next_z"], args.discount, args.q_agg
     )
-    loss_a, metrics_a = actor_loss(
-        actor, critic, batch, noise["latents"], args.bc_coef, args.actor_q_agg, args.normalize_q,
-        args.routing_dtype,
-    )
+    loss_a, metrics_a = actor_loss(actor, critic, batch, noise["candidate_z"], args.bc_coef)
     return loss_c + loss_a, metrics_c | metrics_a
 
 
 def update(networks, optimizer, batch, noise, args, loss_fn=losses):
-    """One gradient step of every network, in place. Returns the metrics, as tensors."""
+    """One update, in place. Returns its metrics: tensors, to be read before the next update."""
+    optimizer.zero_grad()  # frees the last gradients before new memory is needed
     loss, metrics = loss_fn(networks, batch, noise, args)
-    optimizer.zero_grad()
     loss.backward()
-    critic, target_critic = networks["critic"], networks["target_critic"]
-    with torch.no_grad():  # as in the released code, the target follows Q from before the step
-        for target, source in zip(target_critic.parameters(), critic.parameters(), strict=True):
-            target.lerp_(source, args.tau)
-    optimizer.step()
+    target = list(networks["target_critic"].parameters())
+    source = list(networks["critic"].parameters())
+    with torch.no_grad():  # (8) before the step, as in the released code
+        torch._foreach_lerp_(target, source, args.tau)
+    optimizer.step()  # (9)
     return {name: value.detach() for name, value in metrics.items()}
 
 
 @torch.no_grad()
-def diagnostics(actor, batch, noise):
-    """How the candidates lie, and the mse of a fresh one, per action dimension. winner_entropy is
-    near log K for any policy, as latents are drawn anew."""
-    s, a = batch["observations"], batch["actions"]
-    B, K, A = noise["latents"].shape
-    candidates = sample_candidates(actor, s, noise["latents"])  # (B, K, A)
-    winner_share = torch.bincount(route(candidates, a), minlength=K) / B
-    # spread = mean_k |a_k - mean_j a_j|^2 / A = (K - 1) / 2K * mean_{j != k} |a_j - a_k|^2 / A
-    spread = candidates.var(1, correction=0).mean()
-    return {
-        "candidate_spread": spread,
-        "pairwise_distance": (spread * 2 * K / max(K - 1, 1)).sqrt(),
-        "winner_entropy": torch.special.entr(winner_share).sum(),
-        "mse": (actor(s, noise["next_latents"]).clamp(-1, 1) - a).square().mean(),
-    }
-
-
-@torch.no_grad()
 def act(actor, observation, action_dim, generator):
-    """Actions (..., A) for observations (..., O), both NumPy: one latent, one pass, clipped."""
+    """Actions (..., A) for observations (..., O), both NumPy: one latent, one pass."""
     s = torch.as_tensor(observation, dtype=torch.float32, device=generator.device)
     z = sample_latents(*s.shape[:-1], action_dim, generator=generator)
     return actor(s, z).clamp(-1, 1).cpu().numpy()
 
 
 # -------------------- data
-BROKEN_FILE = (OSError, EOFError, KeyError, ValueError, IndexError, zipfile.BadZipFile, zlib.error)
+def benchmark_of(env_name):
+    """The module that makes an environment and its data."""
+    return import_module("ogbench" if "singletask" in env_name else "tools.d4rl_compat")
 
 
-class UserError(Exception):
-    """A mistake that the user can correct. The command line prints its message alone."""
-
-
-def benchmark_of(name):
-    """ogbench, or our module with the same functions for D4RL."""
-    if "-singletask" in name:
-        return ogbench
-    from tools import d4rl_compat
-
-    return d4rl_compat
-
-
-class Episode(gymnasium.wrappers.RecordEpisodeStatistics):
-    """Its episode depends on its seed alone. Info: score in %; at the end return r, length l."""
-
-    def reset(self, *, seed=None, options=None):
-        np.random.seed(seed)  # OGBench's mazes draw from both
-        self.unwrapped.action_space.seed(seed)
-        return super().reset(seed=seed)[0], {}
-
-    def step(self, action):
-        *result, info = super().step(action)
-        score = info["success"] if "success" in info else info["normalized_score"]
-        return *result, {"score": 100.0 * score, **info.get("episode", {})}
-
-
-def make_env(name):
-    """The environment of a full name."""
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # else it warns of Box's precision
-    warnings.filterwarnings("ignore", module="glfw")  # and glfw of a missing display
-    make = benchmark_of(name).make_env_and_datasets
-    return Episode(make(name, env_only=True, disable_env_checker=True))
-
-
-def load_data(task, data_dir, device):
-    """The training data as float32 tensors on the device, and facts about it. observations and
-    next_observations (N, O); actions (N, A); rewards and masks (N,). Raises UserError."""
-    benchmark, env = benchmark_of(task.name), make_env(task.name)
-    files = [f"{task.dataset}.npz", f"{task.dataset}-val.npz"]  # the second is not used
-    if benchmark is not ogbench:
-        files = [env.unwrapped.dataset_file]
-    path = data_dir / files[0]
+def load_data(env_name, data_dir, device):
+    """The training data, downloaded if missing, as float32 tensors on the device:
+    observations, next_observations (N, O), actions (N, A), rewards and masks (N,)."""
+    where = {"dataset_dir": data_dir} if data_dir else {}
     try:
-        if not all((data_dir / file).exists() for file in files):
-            data_dir.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(data_dir / f"{task.dataset}.lock"):  # of several, one downloads
-                benchmark.download_datasets([task.dataset], data_dir)
-        options = {"dataset_only": True, "cur_env": env}
-        data, _ = benchmark.make_env_and_datasets(task.name, data_dir, **options)
-        if benchmark is ogbench:
-            source = str(np.load(path).get("source", "official or unknown"))
-        else:
-            source = benchmark.source_of_dataset(path)
-    except BROKEN_FILE as error:
-        advice = f"delete damaged files, or put {' and '.join(files)} into {data_dir}"
-        if benchmark is ogbench:
-            advice += "; mirror: huggingface.co/datasets/zhouzypaul/ogbench_datasets (docs/data.md)"
-        raise UserError(f"{task.dataset} cannot be loaded ({error!r}); {advice}") from error
-    for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        if data[key].shape[1:] != space.shape or not np.isfinite(data[key]).all():
-            raise UserError(f"{path}: {key} are damaged or another task's; delete it")
+        _, data, _ = benchmark_of(env_name).make_env_and_datasets(env_name, **where)
+        size = len(data["rewards"])
+        if not all(len(x) == size and np.isfinite(x).all() for x in data.values()):
+            raise ValueError("its arrays are not finite or not of one length")
+    except Exception as error:
+        folder = data_dir or "the benchmark's own folder"
+        sys.exit(
+            f"error: no data for {env_name} in {folder}: {error!r:.300}; "
+            "docs/data.md names the files, a mirror and a way to make data"
+        )
+    del data["terminals"]
     data["actions"] = data["actions"].clip(-1 + 1e-5, 1 - 1e-5)  # as in the released code
-    digest = hashlib.sha256()
-    for key in ("observations", "actions", "rewards", "masks"):
-        digest.update(np.ascontiguousarray(data[key]))
-    terminals = data.pop("terminals")
-    facts = {
-        "source": source,
-        "fingerprint": digest.hexdigest()[:16],
-        "simulator": getattr(benchmark, "SIMULATOR", f"mujoco {version('mujoco')}"),
-        "episodes": int(terminals.sum()),
-        "transitions": len(terminals),
+    return {
+        key: torch.as_tensor(value, dtype=torch.float32, device=device)
+        for key, value in data.items()
     }
-    return {key: torch.from_numpy(value).to(device) for key, value in data.items()}, facts
 
 
 def sample_batch(data, batch_size, generator):
     """A batch drawn uniformly: a dict like data, with B rows."""
     n, device = len(data["rewards"]), generator.device
     index = torch.randint(n, (batch_size,), generator=generator, device=device)
-    return {key: tensor[index] for key, tensor in data.items()}
+    return {key: value[index] for key, value in data.items()}
 
 
 # -------------------- evaluation
+class Episode(gymnasium.Wrapper):
+    """Depends on its seed alone. A step's info is the score so far, in %."""
+
+    def reset(self, *, seed=None, options=None):
+        np.random.seed(seed)  # OGBench's mazes draw from both of these
+        self.action_space.seed(seed)
+        observation, _ = self.env.reset(seed=seed)
+        return observation, {}
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        score = info["success"] if "success" in info else info["normalized_score"]
+        return observation, reward, terminated, truncated, {"score": 100.0 * score}
+
+
+def make_env(env_name):
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # of Box's precision
+    return Episode(benchmark_of(env_name).make_env_and_datasets(env_name, env_only=True))
+
+
+def make_envs(env_name, count):
+    """count environments, each in a process that leaves Ctrl-C to this one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited
+    envs = gymnasium.vector.AsyncVectorEnv([lambda: make_env(env_name)] * count)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    return envs
+
+
 def make_seed(*key):
     """A seed for a key of integers."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
@@ -346,98 +308,68 @@ def make_generator(device, *key):
     return torch.Generator(device).manual_seed(make_seed(*key))
 
 
-def evaluate(policy, envs, episodes, key, stop):
-    """Means over episodes, shared out to envs, each seeded by (*key, environment, episode)."""
-    count = envs.num_envs
-    share = np.full(count, episodes // count)
-    share[: episodes % count] += 1
-    played = np.zeros(count, int)
-    needs_reset = np.ones(count, bool)
-    results = []  # score, return, length
-    while (played < share).any():
-        stop.check()
-        if needs_reset.any():
-            seeds = [make_seed(*key, i, n) for i, n in enumerate(played.tolist())]
-            observations, _ = envs.reset(seed=seeds, options={"reset_mask": needs_reset})
-        observations, _, terminated, truncated, info = envs.step(policy(observations))
-        needs_reset = terminated | truncated
-        for i in np.flatnonzero(needs_reset & (played < share)):  # others do not count
-            results.append([info[name][i] for name in ("score", "r", "l")])
-        played += needs_reset
-    score, returned, steps = np.mean(results, axis=0).tolist()
-    std = np.std(results, axis=0)[1].item()
-    return {"score": score, "return": returned, "return_std": std, "length": steps}
+def evaluate(policy, envs, episodes, key):
+    """Means over episodes, in rounds, each seeded by (*key, environment, round)."""
+    n = envs.num_envs
+    results = []
+    for number in range(episodes // n):
+        observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
+        score, total, length = np.zeros((3, n))
+        playing = np.ones(n, bool)  # what follows an episode does not count
+        while playing.any():
+            observations, reward, terminated, truncated, info = envs.step(policy(observations))
+            score[playing] = info["score"][playing]
+            total[playing] += reward[playing]
+            length[playing] += 1
+            playing &= ~(terminated | truncated)
+        results.append([score, total, length])
+    score, total, length = np.concatenate(results, axis=1)
+    return {
+        "score": score.mean().item(),
+        "return": total.mean().item(),
+        "return_std": total.std().item(),
+        "length": length.mean().item(),
+    }
 
 
-# -------------------- checkpoints and records
-class StopSignal:
-    """Notes Ctrl-C and SIGTERM, so that they end a run only where it can be saved."""
-
-    def __init__(self):
-        self.number = 0
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {n: signal.signal(n, self.receive) for n in numbers}
-
-    def receive(self, number, frame):
-        self.number = number
-
-    def restore(self):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def check(self):
-        if self.number:
-            sys.exit(128 + self.number)
-
-
-def load_checkpoint(path):
-    """What Run.save wrote, on the CPU. Raises UserError."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        algorithm = saved["algorithm"]
-    except (*BROKEN_FILE, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        advice = "if it is damaged, restore it or give --overwrite"
-        raise UserError(f"checkpoint {path} cannot be read ({error!r:.99}); {advice}") from error
-    if algorithm != ALGORITHM:
-        raise UserError(f"checkpoint {path} is {algorithm}.py's, not {ALGORITHM}.py's")
-    return saved
+# -------------------- runs
+# What may change when a run goes on. Any other setting is refused.
+MAY_CHANGE = ("steps", "log_interval", "checkpoint_interval", "snapshot_interval", "run_dir",
+              "overwrite", "track")
 
 
 def load_policy(path, device="cpu", seed=0):
-    """A checkpoint's policy, from observations to actions, by its actor. Raises UserError."""
-    saved = load_checkpoint(path)
+    """A checkpoint's policy: from observations to actions, both NumPy (see act)."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    assert saved["algorithm"] == ALGORITHM, f"{path} is {saved['algorithm']}.py's"
     actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
-    actor.load_state_dict({key: saved["networks"][f"actor.{key}"] for key in actor.state_dict()})
+    actor.load_state_dict({name: saved["networks"][f"actor.{name}"] for name in actor.state_dict()})
     generator = make_generator(device, seed)
-    return lambda observation: act(actor, observation, saved["dims"][1], generator)
+    return partial(act, actor, action_dim=saved["dims"][1], generator=generator)
 
 
 class Run:
     """What training changes, and the folder that keeps it."""
 
-    def __init__(self, args, config, folder, dims, saved):
-        self.args, self.config, self.folder, self.dims = args, config, folder, dims
+    def __init__(self, args, env_name, folder, dims):
+        self.args, self.env_name, self.folder, self.dims = args, env_name, folder, dims
         self.networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(args.device)
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
         self.batch_generator = make_generator(args.device, args.seed, 1)
         self.noise_generator = make_generator(args.device, args.seed, 2)
         self.step, self.rows = 0, {"train": [], "eval": []}
-        if saved:
-            self.networks.load_state_dict(saved["networks"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.batch_generator.set_state(saved["batch_generator"])
-            self.noise_generator.set_state(saved["noise_generator"])
-            self.step, self.rows = saved["step"], saved["rows"]
-            # The last evaluation of fewer --steps may be one that an uninterrupted run has not.
-            evaluations = self.rows["eval"]
-            self.rows["eval"] = [x for x in evaluations if x["step"] % args.eval_interval == 0]
-            print(f"resumed at update {self.step:,}")
+        if (folder / "checkpoint.pt").exists():
+            self.load()
+        versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
+        config = {"algorithm": ALGORITHM, "env_name": env_name, "versions": versions} | vars(args)
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
-        table = [f"|{name}|{value}|" for name, value in config["settings"].items()]
-        self.writer.add_text("hyperparameters", "\n".join(["|setting|value|", "|-|-|", *table]))
 
     def save(self, name="checkpoint.pt"):
-        content = self.config | {
+        content = {
+            "algorithm": ALGORITHM,
+            "env_name": self.env_name,
+            "args": vars(self.args),
             "dims": self.dims,
             "step": self.step,
             "rows": self.rows,
@@ -446,266 +378,171 @@ class Run:
             "batch_generator": self.batch_generator.get_state(),
             "noise_generator": self.noise_generator.get_state(),
         }
-        with open(self.folder / "partial", "wb") as file:
-            torch.save(content, file)
-        os.replace(self.folder / "partial", self.folder / name)  # so that a checkpoint is whole
+        torch.save(content, self.folder / "partial")
+        os.replace(self.folder / "partial", self.folder / name)  # whole or not there
+        self.writer.flush()
+
+    def load(self):
+        saved = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        for name, value in vars(self.args).items():
+            if name not in MAY_CHANGE and saved["args"][name] != value:
+                sys.exit(
+                    f"error: {self.folder} has {name} {saved['args'][name]}, not {value}; "
+                    "give that, or another --exp-name, or --overwrite to delete it"
+                )
+        self.networks.load_state_dict(saved["networks"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.batch_generator.set_state(saved["batch_generator"])
+        self.noise_generator.set_state(saved["noise_generator"])
+        self.step, self.rows = saved["step"], saved["rows"]
+        for name, rows in self.rows.items():  # drops later rows
+            pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
+        print(f"resumed at update {self.step:,}")
 
     def record(self, name, row):
         """Adds a row to train.csv or eval.csv, and to TensorBoard."""
-        rows = self.rows[name]
-        rows.append({"step": self.step, **row})
-        with open(self.folder / f"{name}.csv", "w", newline="") as file:
-            table = csv.DictWriter(file, rows[0], lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+        row = {"step": self.step, **row}
+        first = not self.rows[name]
+        self.rows[name].append(row)
+        path, mode = self.folder / f"{name}.csv", "w" if first else "a"
+        pd.DataFrame([row]).to_csv(path, mode=mode, header=first, index=False)
         for key, value in row.items():
             self.writer.add_scalar(f"{name}/{key}", value, self.step)
 
-    def evaluate_if_due(self, envs, stop):
-        """Evaluates, records and saves at every eval_interval and at the end, once per step."""
-        args, step, actor = self.args, self.step, self.networks["actor"]
-        due = step > 0 and (step % args.eval_interval == 0 or step >= args.steps)
-        if due and step not in [row["step"] for row in self.rows["eval"]]:
-            generator = make_generator(args.device, args.seed, 3, step)
-            policy = lambda observation: act(actor, observation, self.dims[1], generator)
-            row = evaluate(policy, envs, args.eval_episodes, (args.seed, step), stop)
-            self.record("eval", row)
-            self.save()
-            tqdm.write(f"update {step:,}: score {row['score']:.1f}")
-
 
 # -------------------- training
-def train(args, config, folder, data, saved=None):
-    """Trains a new or a saved run; a signal saves and ends it. Returns the rows of eval.csv."""
-    stop = StopSignal()  # first: the environments inherit it
-    makers = [lambda: make_env(config["env"]["name"])] * min(args.eval_envs, args.eval_episodes)
-    envs = gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode="Disabled")
-    observation_dim, action_dim = data["observations"].shape[1], data["actions"].shape[1]
-    run = Run(args, config, folder, (observation_dim, action_dim, args.hidden_dims), saved)
-    loss_fn = torch.compile(losses) if args.compile == "on" else losses
-    pbar = tqdm(total=args.steps, initial=run.step, unit=" updates", disable=None)
-    try:
-        run.evaluate_if_due(envs, stop)  # a run that was stopped in an evaluation repeats it
-        first, start = run.step, time.perf_counter()
-        while run.step < args.steps:
-            batch = sample_batch(data, args.batch_size, run.batch_generator)
-            noise = sample_noise(args.batch_size, action_dim, args, run.noise_generator)
-            log = (run.step + 1) % args.log_interval == 0
-            metrics = diagnostics(run.networks["actor"], batch, noise) if log else {}
-            metrics |= update(run.networks, run.optimizer, batch, noise, args, loss_fn)
-            run.step += 1
-            pbar.update()
-            if log:
-                values = torch.stack(list(metrics.values())).tolist()  # one transfer for all
-                row = dict(zip(metrics, values, strict=True))
-                rate = (run.step - first) / (time.perf_counter() - start)
-                run.record("train", {"updates_per_second": rate, **row})
-                last = run.rows["eval"][-1]["score"] if run.rows["eval"] else "none"
-                pbar.set_postfix(actor_loss=row["actor_loss"], score=last)
-            if args.snapshot_interval and run.step % args.snapshot_interval == 0:
-                run.save(f"snapshot{run.step}.pt")
-            run.evaluate_if_due(envs, stop)
-            if run.step % args.checkpoint_interval == 0:
-                run.save()
-            stop.check()
-    except (SystemExit, EOFError, ConnectionError):  # or a process of envs died
-        run.save()
-        print(f"stopped at update {run.step:,} and saved; the same command goes on, no --overwrite")
-        raise
-    finally:
-        pbar.close()
-        for process in envs.processes:  # close() would wait for one that has died
-            process.kill()
-        run.writer.close()
-        stop.restore()
-    return run.rows["eval"]
+def train(run, data, envs):
+    """Trains a run from its last checkpoint to its end."""
+    args, actor, action_dim = run.args, run.networks["actor"], run.dims[1]
+    mode = "reduce-overhead" if args.device == "cuda" else "default"  # CUDA graphs
+    loss_fn = torch.compile(losses, mode=mode) if args.compile else losses
+    first, start = run.step, time.perf_counter()
+    steps = range(first + 1, args.steps + 1)
+    for step in tqdm(steps, initial=first, total=args.steps, unit=" updates", disable=None):
+        batch = sample_batch(data, args.batch_size, run.batch_generator)
+        noise = sample_noise(args, action_dim, run.noise_generator)
+        metrics = update(run.networks, run.optimizer, batch, noise, args, loss_fn)
+        run.step = step
+
+        log = step % args.log_interval == 0
+        evaluation = step % args.eval_interval == 0 or step == args.steps
+        checkpoint = step % args.checkpoint_interval == 0 or step == args.steps
+        due = log or evaluation or checkpoint
+        if due and not all(x.isfinite().all() for x in run.networks.parameters()):
+            sys.exit(f"error: a loss was not finite before update {step:,}; try a lower --lr")
+        if log:
+            row = {name: value.item() for name, value in metrics.items()}
+            row["updates_per_second"] = (step - first) / (time.perf_counter() - start)
+            run.record("train", row)
+        if evaluation:
+            generator = make_generator(args.device, args.seed, 3, step)
+            policy = partial(act, actor, action_dim=action_dim, generator=generator)
+            row = evaluate(policy, envs, args.eval_episodes, (args.seed, step))
+            run.record("eval", row)
+            tqdm.write(f"update {step:,}: score {row['score']:.1f}")
+        if args.snapshot_interval and step % args.snapshot_interval == 0:
+            run.save(f"snapshot{step}.pt")
+        if checkpoint:
+            run.save()  # last, so that a run that goes on has all of this update
+    run.writer.close()
 
 
 # -------------------- published settings
 ALGORITHM = "drol"
-Task = namedtuple("Task", "name dataset number family folder")
-Preset = namedtuple(
-    "Preset", "dataset default_task discount q_agg bc_coef origin", defaults=["published"]
-)
-PRESETS = {
-    "antmaze-large": Preset("navigate", 1, 0.995, "min", 0.03),
-    "antmaze-giant": Preset("navigate", 1, 0.995, "min", 0.03),
-    "humanoidmaze-medium": Preset("navigate", 1, 0.995, "mean", 0.3),
-    "humanoidmaze-large": Preset("navigate", 1, 0.995, "mean", 0.3),
-    "antsoccer-arena": Preset("navigate", 4, 0.995, "mean", 0.1),
-    "scene": Preset("play", 2, 0.99, "mean", 3.0),
-    "cube-single": Preset("play", 2, 0.99, "mean", 10.0),
-    "cube-double": Preset("play", 2, 0.99, "mean", 3.0),
-    "puzzle-3x3": Preset("play", 4, 0.99, "mean", 0.3),
-    "puzzle-4x4": Preset("play", 4, 0.99, "mean", 10.0),
-    "pointmaze-medium": Preset("navigate", 1, 0.995, "mean", 0.3, "not published"),
+PUBLISHED = {  # OGBench's dataset and default task, discount, q_agg, bc_coef
+    "antmaze-large": ("navigate", 1, 0.995, "min", 0.03),
+    "antmaze-giant": ("navigate", 1, 0.995, "min", 0.03),
+    "humanoidmaze-medium": ("navigate", 1, 0.995, "mean", 0.3),
+    "humanoidmaze-large": ("navigate", 1, 0.995, "mean", 0.3),
+    "antsoccer-arena": ("navigate", 4, 0.995, "mean", 0.1),
+    "scene": ("play", 2, 0.99, "mean", 3.0),
+    "cube-single": ("play", 2, 0.99, "mean", 10.0),
+    "cube-double": ("play", 2, 0.99, "mean", 3.0),
+    "puzzle-3x3": ("play", 4, 0.99, "mean", 0.3),
+    "puzzle-4x4": ("play", 4, 0.99, "mean", 10.0),
+    "pointmaze-medium": ("navigate", 1, 0.995, "mean", 0.3),  # our choice, not published
+    "antmaze-umaze-v2": ("", 0, 0.99, "mean", 0.3),  # from here on D4RL
+    "antmaze-umaze-diverse-v2": ("", 0, 0.99, "mean", 0.1),
+    "antmaze-medium-play-v2": ("", 0, 0.99, "mean", 0.1),
+    "antmaze-medium-diverse-v2": ("", 0, 0.99, "mean", 0.1),
+    "antmaze-large-play-v2": ("", 0, 0.99, "mean", 0.1),
+    "antmaze-large-diverse-v2": ("", 0, 0.99, "mean", 0.1),
+    "pen-human-v1": ("", 0, 0.99, "min", 1.0),
+    "pen-cloned-v1": ("", 0, 0.99, "min", 1.0),
+    "pen-expert-v1": ("", 0, 0.99, "min", 1.0),
+    "door-human-v1": ("", 0, 0.99, "min", 10.0),
+    "door-cloned-v1": ("", 0, 0.99, "min", 10.0),
+    "door-expert-v1": ("", 0, 0.99, "min", 10.0),
+    "hammer-human-v1": ("", 0, 0.99, "min", 3.0),
+    "hammer-cloned-v1": ("", 0, 0.99, "min", 3.0),
+    "hammer-expert-v1": ("", 0, 0.99, "min", 3.0),
+    "relocate-human-v1": ("", 0, 0.99, "min", 10.0),
+    "relocate-cloned-v1": ("", 0, 0.99, "min", 10.0),
+    "relocate-expert-v1": ("", 0, 0.99, "min", 10.0),
 }
-D4RL = {  # bc_coef; the rest stands in find_task
-    "antmaze-umaze-v2": 0.3, "antmaze-umaze-diverse-v2": 0.1, "antmaze-medium-play-v2": 0.1,
-    "antmaze-medium-diverse-v2": 0.1, "antmaze-large-play-v2": 0.1, "antmaze-large-diverse-v2": 0.1,
-    "pen-human-v1": 1.0, "pen-cloned-v1": 1.0, "pen-expert-v1": 1.0,
-    "door-human-v1": 10.0, "door-cloned-v1": 10.0, "door-expert-v1": 10.0,
-    "hammer-human-v1": 3.0, "hammer-cloned-v1": 3.0, "hammer-expert-v1": 3.0,
-    "relocate-human-v1": 10.0, "relocate-cloned-v1": 10.0, "relocate-expert-v1": 10.0,
-}
-RANGES = {"seed": (0, 1e9), "snapshot_interval": (0, 1e9), "bc_coef": (0, 1e9), "lr": (0, 1),
-          "tau": (0, 1), "discount": (0, 1)}  # of every other number: 1 to 1e9
-NAMED = ("bc_coef", "discount", "q_agg", "actor_q_agg", "normalize_q", "routing_dtype",
-         "batch_size", "lr", "tau", "hidden_dims")  # in a folder's name, where not standard
-FIXED = (*NAMED, "eval_interval", "eval_episodes", "eval_envs", "device", "compile")  # in a run
 
 
-def find_task(env_id, number=None):
-    """The Task that --env-id and --task name, and its Preset. Raises UserError."""
-    if env_id in D4RL:
-        q_agg = "mean" if "antmaze" in env_id else "min"
-        preset = Preset("", None, 0.99, q_agg, D4RL[env_id])
-        return Task(env_id, env_id, None, env_id, env_id), preset
-    for family, preset in PRESETS.items():
-        dataset = f"{family}-{preset.dataset}"
-        if env_id in (family, f"{dataset}-singletask-v0"):
-            env_id = f"{dataset}-singletask-task{number or preset.default_task}-v0"
-        for n in range(1, 6):
-            if env_id == f"{dataset}-singletask-task{n}-v0":
-                return Task(env_id, f"{dataset}-v0", n, family, f"{dataset}-task{n}"), preset
-    near = difflib.get_close_matches(env_id, [*PRESETS, *D4RL], n=3, cutoff=0)
-    raise UserError(f"--env-id {env_id} is not known; the nearest ids are {', '.join(near)}")
-
-
-def check_args(args):
-    """Raises UserError for a number out of its range, or what this machine cannot do."""
-    for name, value in vars(args).items():
-        low, high = RANGES.get(name, (1, 1e9))
-        numbers = value or (0,) if isinstance(value, tuple) else [value]  # () is refused as 0 is
-        for x in numbers:
-            if type(x) in (int, float) and not low <= x <= high:
-                raise UserError(f"--{name.replace('_', '-')} {x}: give {low} to {high:g}")
-    if args.compile == "on" and not (os.environ.get("CXX") or shutil.which("g++")):
-        raise UserError("--compile on: install g++ first")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU; give auto or cpu")
-
-
-def resolve(args, typed):
-    """Fills in what is unset, in place. Returns the Task and origins. Raises UserError."""
-    check_args(args)
-    task, preset = find_task(args.env_id, args.task)
-    if args.task not in (None, task.number):
-        raise UserError(f"--task {args.task} contradicts --env-id {args.env_id}; leave one out")
-    origin = {name: "command line" if name in typed else "default" for name in vars(args)}
-    for name in ("discount", "q_agg", "bc_coef"):
+def resolve(args):
+    """Fills in what is unset. Returns the environment's full name and the run's folder."""
+    if args.env_id not in PUBLISHED:
+        sys.exit(f"error: --env-id {args.env_id} is none of {', '.join(PUBLISHED)}")
+    dataset, task, *published = PUBLISHED[args.env_id]
+    if args.task and not dataset:
+        sys.exit("error: --task is for OGBench's environments; leave it out")
+    if args.eval_episodes % args.eval_envs:
+        sys.exit("error: give --eval-episodes a multiple of --eval-envs")
+    for name, value in zip(("discount", "q_agg", "bc_coef"), published, strict=True):
         if getattr(args, name) is None:
-            setattr(args, name, getattr(preset, name))
-            origin[name] = preset.origin
-    args.task = task.number
-    args.steps = args.steps or (1_000_000 if task.number else 500_000)
-    folder = "~/.ogbench/data" if task.number else "~/.d4rl/datasets"
-    args.data_dir = Path(args.data_dir or folder).expanduser()
-    args.run_dir = args.run_dir.expanduser()
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return task, origin
-
-
-def run_folder(args, task):
-    """<run_dir>/<dataset>-task<n>/<method>[-<setting><value> ...]/seed<s>."""
-    _, preset = find_task(task.name)
-    standard = vars(Args(args.env_id)) | preset._asdict()
-    method = f"drol-k{args.k}"
-    for name in NAMED:
-        value = getattr(args, name)
-        if value != standard[name]:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            if name == "hidden_dims" and len(set(value)) == 1:
-                text = f"{value[0]}x{len(value)}"
-            method += f"-{name}{text.strip('()').replace(', ', '_')}"
-    return args.run_dir / task.folder / method / f"seed{args.seed}"
-
-
-def check_same(folder, saved, wanted):
-    """Raises UserError where a saved run's settings or data were others."""
-    for name, value in wanted.items():
-        if saved.get(name) != value:
-            advice = "give that, another --run-dir, or --overwrite to delete it"
-            raise UserError(f"{folder} holds {name} {saved.get(name)}, not {value}; {advice}")
-
-
-def print_score(folder, task, rows):
-    """Prints the score as the papers take it, and further commands."""
-    scores = [row["score"] for row in (rows[-3:] if task.number else rows[-1:])]
-    which = f"the mean of {len(scores)} evaluation(s) up to update {rows[-1]['step']:,}"
-    print(f"score {np.mean(scores):.1f}, {which}")
-    print(f"run folder: {folder}")
-    print(f"python tools/rollout.py {folder}/checkpoint.pt --video out.gif")
-    print(f"tensorboard --logdir {folder}")
+            setattr(args, name, value)
+    args.task = args.task or task
+    args.steps = args.steps or (1_000_000 if dataset else 500_000)
+    env_name = args.env_id
+    if dataset:
+        env_name += f"-{dataset}-singletask-task{args.task}-v0"
+    method = f"{args.exp_name}-k{args.k}-bc_coef{args.bc_coef:g}"
+    return env_name, Path(args.run_dir).expanduser() / env_name / method / f"seed{args.seed}"
 
 
 # -------------------- main
-def run_or_go_on(args, task, origin, folder):
-    """Trains the run of a folder, unless it has finished. Returns the rows of eval.csv."""
-    settings = json.loads(json.dumps(vars(args), default=str))  # in plain types
-    saved = None
-    if (folder / "checkpoint.pt").exists() and not args.overwrite:
-        saved = load_checkpoint(folder / "checkpoint.pt")
-        check_same(folder, saved["settings"], {name: settings[name] for name in FIXED})
-        rows = saved["rows"]["eval"]
-        if rows and rows[-1]["step"] >= args.steps:
-            print("this run has finished; more --steps continue it")
-            return rows
-    data, facts = load_data(task, args.data_dir, args.device)
-    for name, value in facts.items():
-        print(f"  {name:<20} {value}")
-    if saved:
-        check_same(folder, saved["data"], facts)
-    if args.track:
-        import wandb
-
-        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=str(folder),
-                   dir=args.run_dir, config=settings, sync_tensorboard=True)
-    if args.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(exist_ok=True)
-    if not saved:  # of a run whose checkpoint is gone
-        for name in ("train.csv", "eval.csv"):
-            (folder / name).unlink(missing_ok=True)
-    names = {"name": task.name, "dataset": task.dataset, "task": task.number, "preset": task.family}
-    config = {
-        "algorithm": ALGORITHM,
-        "env": names,
-        "settings": settings,
-        "origin": origin,
-        "versions": {name: version(name) for name in ("torch", "mujoco", "ogbench")},
-        "data": facts,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    return train(args, config, folder, data, saved)
-
-
 def main(argv=None):
     """The command line."""
-    argv = sys.argv[1:] if argv is None else argv
+    os.environ["MUJOCO_GL"] = "disabled"  # nothing is drawn
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    flags = [x.split("=")[0].removeprefix("--") for x in argv if x.startswith("--")]
-    typed = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
-    task, origin = resolve(args, typed)
-    folder = run_folder(args, task)
-    print(f"{ALGORITHM.upper()} on {task.name}")
-    for name, value in vars(args).items():
-        print(f"  {name:<20} {value!s:<22} {origin[name]}")
-    if args.device == "cuda":
-        print(torch.cuda.get_device_name())
+    env_name, folder = resolve(args)
+    for name, value in (vars(args) | {"folder": folder}).items():
+        print(f"  {name:<20} {value}")
+    torch.set_float32_matmul_precision(args.matmul_precision)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock", timeout=0):
-        rows = run_or_go_on(args, task, origin, folder)
-        print_score(folder, task, rows)
+    with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):
+        if args.overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        data = load_data(env_name, args.data_dir, args.device)
+        print(f"{len(data['rewards']):,} transitions")
+        envs = make_envs(env_name, args.eval_envs)
+        try:
+            if args.track:
+                import wandb
+
+                wandb.init(name=str(folder), config=vars(args), sync_tensorboard=True)
+            dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
+            run = Run(args, env_name, folder, dims)
+            train(run, data, envs)
+        finally:
+            for process in envs.processes:  # close() would wait for one that hangs
+                process.kill()
+    rows = run.rows["eval"][-3:] if args.task else run.rows["eval"][-1:]
+    score = np.mean([row["score"] for row in rows])
+    print(f"score {score:.1f}, the mean of {len(rows)} evaluation(s), as in the papers")
+    print(f"python tools/rollout.py '{folder}/checkpoint.pt' --video out.gif")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except filelock.Timeout as error:
-        sys.exit(f"error: another process holds {error.lock_file}; wait for it or stop it")
-    except (UserError, ImportError, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:  # nothing to save yet
+        sys.exit(f"error: another process trains this run: {error.lock_file}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint")
         sys.exit(130)

@@ -3,7 +3,6 @@ many processes share the tests, and is read or copied by each test."""
 
 import os
 import shutil
-import signal
 
 import filelock
 import pytest
@@ -77,13 +76,3 @@ def finished(shared, data_dir, tmp_path):
         return run_of(tmp_path / "runs")
 
     return copy
-
-
-@pytest.fixture(autouse=True)
-def own_signals():
-    """A run handles Ctrl-C and SIGTERM itself. Afterwards they are pytest's again."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
