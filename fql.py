@@ -290,7 +290,7 @@ class Episode(gymnasium.Wrapper):
 
 
 def make_env(env_name):
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # of Box's precision
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no warnings of Box
     return Episode(benchmark_of(env_name).make_env_and_datasets(env_name, env_only=True))
 
 
@@ -389,9 +389,10 @@ class Run:
     def load(self):
         saved = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         for name, value in vars(self.args).items():
-            if name not in MAY_CHANGE and saved["args"][name] != value:
+            before = saved["args"].get(name)
+            if name not in MAY_CHANGE and before != value:
                 sys.exit(
-                    f"error: {self.folder} has {name} {saved['args'][name]}, not {value}; "
+                    f"error: {self.folder} has {name} {before}, not {value}; "
                     "give that, or another --exp-name, or --overwrite to delete it"
                 )
         self.networks.load_state_dict(saved["networks"])
