@@ -6,7 +6,7 @@ A one-step actor f(s, z) turns a state s and a random latent z into an action. F
 latents become K candidate actions. The dataset action is routed to the nearest one, and only this
 winner is cloned and guided by the critic. Acting takes one latent and one pass.
 
-One update, from a batch of (s, a, r, m, s'), with m = 0 where the task is over:
+One update, from a batch of (s, a, r, m, s'). Mask m is 0 where s' must not be bootstrapped from.
 
   latents    (1)  z', z_1, ..., z_K ~ uniform in the ball of radius sqrt(A) in R^A, per state
   critic     (2)  y = r + discount * m * agg_i Qbar_i(s', clip(f(s', z'))), agg = mean or min
@@ -14,11 +14,11 @@ One update, from a batch of (s, a, r, m, s'), with m = 0 where the task is over:
   routing    (4)  a_k = clip(f(s, z_k)) for k = 1, ..., K
              (5)  k* = argmin_k |a_k - a|^2
   cloning    (6)  L_bc = mean_{batch, A} (a_k* - a)^2
-  guidance   (7)  L_q = -mean(q) / mean |q|, q = min_i Q_i(s, a_k*), Q and mean |q| held constant
+  guidance   (7)  L_q = -mean(q) / max(mean |q|, 1e-6), q = min_i Q_i(s, a_k*)
   step       (8)  Qbar <- Qbar + tau * (Q - Qbar)
              (9)  one Adam step on L_critic + bc_coef * L_bc + L_q
 
-A is the number of action dimensions, and clip is to [-1, 1].
+A is the number of action dimensions, clip is to [-1, 1]. In (7), Q and the divisor are constants.
 """
 
 import copy
@@ -47,41 +47,42 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # -------------------- settings
+ALGORITHM = "drol"
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass
 class Args:
-    env_id: str  # a row of PUBLISHED, such as cube-double or pen-human-v1
-    task: Literal[1, 2, 3, 4, 5] | None = None  # of OGBench's five; unset: the default
+    env_id: str  # such as cube-double or pen-human-v1: see PUBLISHED
+    task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the default one
     seed: NonNegativeInt = 0
     steps: PositiveInt | None = None  # updates; unset: 1,000,000, D4RL 500,000
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    compile: bool = False  # faster after a minute; needs a compiler
+    compile: bool = False  # slow to start, then faster
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # high: TF32 on a GPU
 
     # algorithm; unset: as published
     k: PositiveInt = 16  # candidates per state
     bc_coef: NonNegativeFloat | None = None  # higher: closer to the data
     discount: Share | None = None
-    q_agg: Literal["mean", "min"] | None = None  # of the target critics
+    q_agg: Literal["mean", "min"] | None = None  # how target critics are combined
     batch_size: PositiveInt = 256
     lr: PositiveFloat = 3e-4
-    tau: Share = 0.005  # rate at which the target critics follow
+    tau: Share = 0.005  # target update rate
     hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # of every network
 
     # evaluation and records
     eval_interval: PositiveInt = 100_000  # updates between evaluations
     eval_episodes: PositiveInt = 50  # a multiple of eval_envs
-    eval_envs: PositiveInt = 10  # episodes played at once, each in a process
+    eval_envs: PositiveInt = 10  # processes that play at once
     log_interval: PositiveInt = 5_000  # updates between rows of train.csv
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
-    snapshot_interval: NonNegativeInt = 0  # updates between kept ones; 0: none
-    data_dir: str | None = None  # of datasets; unset: the benchmark's own
-    run_dir: str = "runs"  # of all runs
-    exp_name: str = "drol"  # begins the name of the run's folder
-    overwrite: bool = False  # delete the run of this name and start anew
-    track: bool = False  # also log to Weights & Biases (pip install wandb)
+    snapshot_interval: NonNegativeInt = 0  # between checkpoints to keep; 0: keep none
+    data_dir: str | None = None  # dataset folder; unset: the benchmark's
+    run_dir: str = "runs"  # folder of all runs
+    exp_name: str = ALGORITHM  # prefix of the run folder's name
+    overwrite: bool = False  # delete the run's folder first
+    track: bool = False  # log to Weights & Biases too
 
 
 # -------------------- networks
@@ -115,7 +116,7 @@ class Critic(nn.Module):
 
 
 def make_networks(observation_dim, action_dim, hidden_dims, generator):
-    """Fresh networks by name, on the CPU: a seed starts alike on every device."""
+    """Fresh networks by name, made on the CPU so that a seed starts alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
     networks["actor"] = MLP(in_dim, hidden_dims, action_dim)  # f(s, z)
@@ -172,21 +173,21 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
 
 
 def actor_loss(actor, critic, batch, candidate_z, bc_coef):
-    """bc_coef * L_bc + L_q, which trains the actor alone, through the winners alone, and its
-    metrics. candidate_z: (B, K, A)."""
+    """bc_coef * L_bc + L_q and its metrics. candidate_z: (B, K, A). Only the actor gets a
+    gradient, and only through the winners."""
     s, a = batch["observations"], batch["actions"]
 
-    # Routing: without a graph, as argmin has no gradient and a loser gets none.
+    # Routing, without a graph: argmin has no gradient, and losers receive none.
     candidates = candidate_actions(actor, s, candidate_z)  # (B, K, A)
     winner = route(candidates, a)  # (B,)
 
-    # Cloning: the winner again, now with a graph. Where it is clipped, neither loss has a
-    # gradient. FQL clips for Q alone, so that its distillation still pulls there.
+    # Cloning: the winner again, now with a graph. A clipped coordinate gets no gradient from
+    # either loss. FQL clips for Q alone, so that its distillation pulls such a one back.
     winner_z = candidate_z[torch.arange(len(a), device=a.device), winner]  # (B, A)
     winner_a = actor(s, winner_z).clamp(-1, 1)
     bc_loss = (winner_a - a).square().mean()  # (6)
 
-    # Guidance: Q is not trained by this loss. Its parameters enter as constants.
+    # Guidance: the critic's parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     q = torch.func.functional_call(critic, constants, (s, winner_a)).amin(0)  # (B,)
     q_loss = -q.mean() / q.detach().abs().mean().clamp(min=1e-6)  # (7)
@@ -203,7 +204,7 @@ def actor_loss(actor, critic, batch, candidate_z, bc_coef):
 
 
 def losses(networks, batch, noise, args):
-    """The sum of both losses, at the same parameters, and the metrics of both."""
+    """The sum of both losses, at the current parameters, and the metrics of both."""
     actor, critic, target_critic = networks.values()
     loss_c, metrics_c = critic_loss(
         actor, critic, target_critic, batch, noise["next_z"], args.discount, args.q_agg
@@ -213,8 +214,8 @@ def losses(networks, batch, noise, args):
 
 
 def update(networks, optimizer, batch, noise, args, loss_fn=losses):
-    """One update, in place. Returns its metrics: tensors, to be read before the next update."""
-    optimizer.zero_grad()  # frees the last gradients before new memory is needed
+    """One update, in place. Returns its metrics: tensors that the next update may overwrite."""
+    optimizer.zero_grad()  # first, to free the old gradients
     loss, metrics = loss_fn(networks, batch, noise, args)
     loss.backward()
     target = list(networks["target_critic"].parameters())
@@ -251,7 +252,7 @@ def load_data(env_name, data_dir, device):
     except Exception as error:
         folder = data_dir or "the benchmark's own folder"
         sys.exit(
-            f"error: no data for {env_name} in {folder}: {error!r:.300}; "
+            f"error: cannot load {env_name} from {folder}: {error!r:.300}; "
             "docs/data.md names the files, a mirror and a way to make data"
         )
     del data["terminals"]
@@ -271,7 +272,7 @@ def sample_batch(data, batch_size, generator):
 
 # -------------------- evaluation
 class Episode(gymnasium.Wrapper):
-    """Depends on its seed alone. A step's info is the score so far, in %."""
+    """Episodes that their seed determines. A step's info is the score so far, in %."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from both of these
@@ -286,12 +287,12 @@ class Episode(gymnasium.Wrapper):
 
 
 def make_env(env_name):
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no warnings of Box
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # not of Box's precision
     return Episode(benchmark_of(env_name).make_env_and_datasets(env_name, env_only=True))
 
 
 def make_envs(env_name, count):
-    """count environments, each in a process that leaves Ctrl-C to this one."""
+    """count environments, each in a process that ignores Ctrl-C, which this one handles."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited
     envs = gymnasium.vector.AsyncVectorEnv([lambda: make_env(env_name)] * count)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -315,7 +316,7 @@ def evaluate(policy, envs, episodes, key):
     for number in range(episodes // n):
         observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
         score, total, length = np.zeros((3, n))
-        playing = np.ones(n, bool)  # what follows an episode does not count
+        playing = np.ones(n, bool)  # a finished one is reset, which does not count
         while playing.any():
             observations, reward, terminated, truncated, info = envs.step(policy(observations))
             score[playing] = info["score"][playing]
@@ -333,7 +334,7 @@ def evaluate(policy, envs, episodes, key):
 
 
 # -------------------- runs
-# What may change when a run goes on. Any other setting is refused.
+# Settings that may change on resuming. A change of any other is refused.
 MAY_CHANGE = ("steps", "log_interval", "checkpoint_interval", "snapshot_interval", "run_dir",
               "overwrite", "track")
 
@@ -341,7 +342,7 @@ MAY_CHANGE = ("steps", "log_interval", "checkpoint_interval", "snapshot_interval
 def load_policy(path, device="cpu", seed=0):
     """A checkpoint's policy: from observations to actions, both NumPy (see act)."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    assert saved["algorithm"] == ALGORITHM, f"{path} is {saved['algorithm']}.py's"
+    assert saved["algorithm"] == ALGORITHM, f"{path} was made by {saved['algorithm']}.py"
     actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
     actor.load_state_dict({name: saved["networks"][f"actor.{name}"] for name in actor.state_dict()})
     generator = make_generator(device, seed)
@@ -349,7 +350,7 @@ def load_policy(path, device="cpu", seed=0):
 
 
 class Run:
-    """What training changes, and the folder that keeps it."""
+    """What training changes, and its folder."""
 
     def __init__(self, args, env_name, folder, dims):
         self.args, self.env_name, self.folder, self.dims = args, env_name, folder, dims
@@ -379,7 +380,7 @@ class Run:
             "noise_generator": self.noise_generator.get_state(),
         }
         torch.save(content, self.folder / "partial")
-        os.replace(self.folder / "partial", self.folder / name)  # whole or not there
+        os.replace(self.folder / "partial", self.folder / name)  # never a partial checkpoint
         self.writer.flush()
 
     def load(self):
@@ -388,27 +389,28 @@ class Run:
             before = saved["args"].get(name)
             if name not in MAY_CHANGE and before != value:
                 sys.exit(
-                    f"error: {self.folder} has {name} {before}, not {value}; "
-                    "give that, or another --exp-name, or --overwrite to delete it"
+                    f"error: {self.folder} was made with {name} {before}, not {value}; "
+                    "use that, another --exp-name, or --overwrite to delete it"
                 )
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.batch_generator.set_state(saved["batch_generator"])
         self.noise_generator.set_state(saved["noise_generator"])
         self.step, self.rows = saved["step"], saved["rows"]
-        for name, rows in self.rows.items():  # drops later rows
-            pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
+        for name, rows in self.rows.items():  # drops rows newer than the checkpoint
+            if rows:
+                pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
         print(f"resumed at update {self.step:,}")
 
     def record(self, name, row):
         """Adds a row to train.csv or eval.csv, and to TensorBoard."""
+        for key, value in row.items():
+            self.writer.add_scalar(f"{name}/{key}", value, self.step)
         row = {"step": self.step, **row}
         first = not self.rows[name]
         self.rows[name].append(row)
         path, mode = self.folder / f"{name}.csv", "w" if first else "a"
         pd.DataFrame([row]).to_csv(path, mode=mode, header=first, index=False)
-        for key, value in row.items():
-            self.writer.add_scalar(f"{name}/{key}", value, self.step)
 
 
 # -------------------- training
@@ -428,9 +430,10 @@ def train(run, data, envs):
         log = step % args.log_interval == 0
         evaluation = step % args.eval_interval == 0 or step == args.steps
         checkpoint = step % args.checkpoint_interval == 0 or step == args.steps
-        due = log or evaluation or checkpoint
+        snapshot = args.snapshot_interval and step % args.snapshot_interval == 0
+        due = log or evaluation or checkpoint or snapshot
         if due and not all(x.isfinite().all() for x in run.networks.parameters()):
-            sys.exit(f"error: a loss was not finite before update {step:,}; try a lower --lr")
+            sys.exit(f"error: a loss was not finite by update {step:,}; try a lower --lr")
         if log:
             row = {name: value.item() for name, value in metrics.items()}
             row["updates_per_second"] = (step - first) / (time.perf_counter() - start)
@@ -441,15 +444,14 @@ def train(run, data, envs):
             row = evaluate(policy, envs, args.eval_episodes, (args.seed, step))
             run.record("eval", row)
             tqdm.write(f"update {step:,}: score {row['score']:.1f}")
-        if args.snapshot_interval and step % args.snapshot_interval == 0:
+        if snapshot:
             run.save(f"snapshot{step}.pt")
         if checkpoint:
-            run.save()  # last, so that a run that goes on has all of this update
+            run.save()  # last, with this update's rows
     run.writer.close()
 
 
 # -------------------- published settings
-ALGORITHM = "drol"
 PUBLISHED = {  # OGBench's dataset and default task, discount, q_agg, bc_coef
     "antmaze-large": ("navigate", 1, 0.995, "min", 0.03),
     "antmaze-giant": ("navigate", 1, 0.995, "min", 0.03),
@@ -491,11 +493,11 @@ def resolve(args):
     if args.task and not dataset:
         sys.exit("error: --task is for OGBench's environments; leave it out")
     if args.eval_episodes % args.eval_envs:
-        sys.exit("error: give --eval-episodes a multiple of --eval-envs")
+        sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
     for name, value in zip(("discount", "q_agg", "bc_coef"), published, strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.task = args.task or task
+    args.task = args.task or task or None  # None: D4RL
     args.steps = args.steps or (1_000_000 if dataset else 500_000)
     env_name = args.env_id
     if dataset:
@@ -507,7 +509,7 @@ def resolve(args):
 # -------------------- main
 def main(argv=None):
     """The command line."""
-    os.environ["MUJOCO_GL"] = "disabled"  # nothing is drawn
+    os.environ["MUJOCO_GL"] = "disabled"  # no rendering
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     env_name, folder = resolve(args)
     for name, value in (vars(args) | {"folder": folder}).items():
@@ -515,10 +517,10 @@ def main(argv=None):
     torch.set_float32_matmul_precision(args.matmul_precision)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):
-        if args.overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
         data = load_data(env_name, args.data_dir, args.device)
+        if args.overwrite and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
         print(f"{len(data['rewards']):,} transitions")
         envs = make_envs(env_name, args.eval_envs)
         try:
@@ -532,9 +534,10 @@ def main(argv=None):
         finally:
             for process in envs.processes:  # close() would wait for one that hangs
                 process.kill()
+            envs.closed = True
     rows = run.rows["eval"][-3:] if args.task else run.rows["eval"][-1:]
     score = np.mean([row["score"] for row in rows])
-    print(f"score {score:.1f}, the mean of {len(rows)} evaluation(s), as in the papers")
+    print(f"score {score:.1f}, the mean of the last {len(rows)} evaluation(s)")
     print(f"python tools/rollout.py '{folder}/checkpoint.pt' --video out.gif")
 
 
@@ -543,7 +546,7 @@ if __name__ == "__main__":
     try:
         main()
     except filelock.Timeout as error:
-        sys.exit(f"error: another process trains this run: {error.lock_file}")
+        sys.exit(f"error: another process is training this run: {error.lock_file}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint")
+        print("\nstopped; the same command, without --overwrite, resumes the run")
         sys.exit(130)

@@ -5,20 +5,20 @@
 A flow v(s, x, t) carries noise to the dataset's actions in many steps. A one-step actor f(s, z) is
 distilled from it and guided by the critic. Acting takes one latent and one pass.
 
-One update, from a batch of (s, a, r, m, s'), with m = 0 where the task is over:
+One update, from a batch of (s, a, r, m, s'). Mask m is 0 where s' must not be bootstrapped from.
 
   latents    (1)  z', x_0, z ~ standard normal in R^A, t ~ uniform in [0, 1], per state
   critic     (2)  y = r + discount * m * agg_i Qbar_i(s', clip(f(s', z'))), agg = mean or min
              (3)  L_critic = mean_{i, batch} (Q_i(s, a) - y)^2
   flow       (4)  x_t = (1 - t) * x_0 + t * a
              (5)  L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2
-  distil     (6)  e = clip(x_N) with x_0 = z, x_{i+1} = x_i + v(s, x_i, i / N) / N, held constant
+  distill    (6)  e = clip(u_N) with u_0 = z, u_{i+1} = u_i + v(s, u_i, i / N) / N
              (7)  L_distill = mean_{batch, A} (f(s, z) - e)^2
-  guidance   (8)  L_q = -mean(q), q = mean_i Q_i(s, clip(f(s, z))), Q held constant
+  guidance   (8)  L_q = -mean(q), q = mean_i Q_i(s, clip(f(s, z)))
   step       (9)  Qbar <- Qbar + tau * (Q - Qbar)
             (10)  one Adam step on L_critic + L_flow + alpha * L_distill + L_q
 
-A is the number of action dimensions, and clip is to [-1, 1].
+A is the number of action dimensions, clip is to [-1, 1]. In (7) and (8), e and Q are constants.
 """
 
 import copy
@@ -47,42 +47,43 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # -------------------- settings
+ALGORITHM = "fql"
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass
 class Args:
-    env_id: str  # a row of PUBLISHED, such as cube-double or pen-human-v1
-    task: Literal[1, 2, 3, 4, 5] | None = None  # of OGBench's five; unset: the default
+    env_id: str  # such as cube-double or pen-human-v1: see PUBLISHED
+    task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the default one
     seed: NonNegativeInt = 0
     steps: PositiveInt | None = None  # updates; unset: 1,000,000, D4RL 500,000
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    compile: bool = False  # faster after a minute; needs a compiler
+    compile: bool = False  # slow to start, then faster
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # high: TF32 on a GPU
 
     # algorithm; unset: as published
     alpha: NonNegativeFloat | None = None  # higher: closer to the data
-    flow_steps: PositiveInt = 10  # N, Euler steps from a latent to the flow's end
-    normalize_q: bool = False  # divide L_q by mean |q|; recommended for tasks of your own
+    flow_steps: PositiveInt = 10  # N in (6)
+    normalize_q: bool = False  # divide L_q by mean |q|; advised for new tasks
     discount: Share | None = None
-    q_agg: Literal["mean", "min"] | None = None  # of the target critics
+    q_agg: Literal["mean", "min"] | None = None  # how target critics are combined
     batch_size: PositiveInt = 256
     lr: PositiveFloat = 3e-4
-    tau: Share = 0.005  # rate at which the target critics follow
+    tau: Share = 0.005  # target update rate
     hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # of every network
 
     # evaluation and records
     eval_interval: PositiveInt = 100_000  # updates between evaluations
     eval_episodes: PositiveInt = 50  # a multiple of eval_envs
-    eval_envs: PositiveInt = 10  # episodes played at once, each in a process
+    eval_envs: PositiveInt = 10  # processes that play at once
     log_interval: PositiveInt = 5_000  # updates between rows of train.csv
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
-    snapshot_interval: NonNegativeInt = 0  # updates between kept ones; 0: none
-    data_dir: str | None = None  # of datasets; unset: the benchmark's own
-    run_dir: str = "runs"  # of all runs
-    exp_name: str = "fql"  # begins the name of the run's folder
-    overwrite: bool = False  # delete the run of this name and start anew
-    track: bool = False  # also log to Weights & Biases (pip install wandb)
+    snapshot_interval: NonNegativeInt = 0  # between checkpoints to keep; 0: keep none
+    data_dir: str | None = None  # dataset folder; unset: the benchmark's
+    run_dir: str = "runs"  # folder of all runs
+    exp_name: str = ALGORITHM  # prefix of the run folder's name
+    overwrite: bool = False  # delete the run's folder first
+    track: bool = False  # log to Weights & Biases too
 
 
 # -------------------- networks
@@ -116,7 +117,7 @@ class Critic(nn.Module):
 
 
 def make_networks(observation_dim, action_dim, hidden_dims, generator):
-    """Fresh networks by name, on the CPU: a seed starts alike on every device."""
+    """Fresh networks by name, made on the CPU so that a seed starts alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
     networks["actor"] = MLP(in_dim, hidden_dims, action_dim)  # f(s, z)
@@ -178,14 +179,14 @@ def flow_loss(flow, batch, x_0, t):
 
 
 def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, normalize_q):
-    """alpha * L_distill + L_q, which trains the actor alone, and its metrics. z: (B, A)."""
+    """alpha * L_distill + L_q and its metrics. z: (B, A). Only the actor gets a gradient."""
     s, a = batch["observations"], batch["actions"]
 
-    # Distillation: of the action before it is clipped, so that there the pull remains.
+    # Distillation, before clipping: a clipped coordinate is still pulled back.
     action = actor(s, z)
     distill_loss = (action - flow_action(flow, s, z, flow_steps)).square().mean()  # (7)
 
-    # Guidance: Q is not trained by this loss. Its parameters enter as constants.
+    # Guidance: the critic's parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     clipped = action.clamp(-1, 1)
     q = torch.func.functional_call(critic, constants, (s, clipped)).mean(0)  # (B,)
@@ -204,7 +205,7 @@ def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, normalize_q):
 
 
 def losses(networks, batch, noise, args):
-    """The sum of all losses, at the same parameters, and the metrics of all."""
+    """The sum of all losses, at the current parameters, and the metrics of all."""
     actor, critic, flow, target_critic = networks.values()
     loss_c, metrics_c = critic_loss(
         actor, critic, target_critic, batch, noise["next_z"], args.discount, args.q_agg
@@ -217,8 +218,8 @@ def losses(networks, batch, noise, args):
 
 
 def update(networks, optimizer, batch, noise, args, loss_fn=losses):
-    """One update, in place. Returns its metrics: tensors, to be read before the next update."""
-    optimizer.zero_grad()  # frees the last gradients before new memory is needed
+    """One update, in place. Returns its metrics: tensors that the next update may overwrite."""
+    optimizer.zero_grad()  # first, to free the old gradients
     loss, metrics = loss_fn(networks, batch, noise, args)
     loss.backward()
     target = list(networks["target_critic"].parameters())
@@ -255,7 +256,7 @@ def load_data(env_name, data_dir, device):
     except Exception as error:
         folder = data_dir or "the benchmark's own folder"
         sys.exit(
-            f"error: no data for {env_name} in {folder}: {error!r:.300}; "
+            f"error: cannot load {env_name} from {folder}: {error!r:.300}; "
             "docs/data.md names the files, a mirror and a way to make data"
         )
     del data["terminals"]
@@ -275,7 +276,7 @@ def sample_batch(data, batch_size, generator):
 
 # -------------------- evaluation
 class Episode(gymnasium.Wrapper):
-    """Depends on its seed alone. A step's info is the score so far, in %."""
+    """Episodes that their seed determines. A step's info is the score so far, in %."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from both of these
@@ -290,12 +291,12 @@ class Episode(gymnasium.Wrapper):
 
 
 def make_env(env_name):
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no warnings of Box
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # not of Box's precision
     return Episode(benchmark_of(env_name).make_env_and_datasets(env_name, env_only=True))
 
 
 def make_envs(env_name, count):
-    """count environments, each in a process that leaves Ctrl-C to this one."""
+    """count environments, each in a process that ignores Ctrl-C, which this one handles."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited
     envs = gymnasium.vector.AsyncVectorEnv([lambda: make_env(env_name)] * count)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -319,7 +320,7 @@ def evaluate(policy, envs, episodes, key):
     for number in range(episodes // n):
         observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
         score, total, length = np.zeros((3, n))
-        playing = np.ones(n, bool)  # what follows an episode does not count
+        playing = np.ones(n, bool)  # a finished one is reset, which does not count
         while playing.any():
             observations, reward, terminated, truncated, info = envs.step(policy(observations))
             score[playing] = info["score"][playing]
@@ -337,7 +338,7 @@ def evaluate(policy, envs, episodes, key):
 
 
 # -------------------- runs
-# What may change when a run goes on. Any other setting is refused.
+# Settings that may change on resuming. A change of any other is refused.
 MAY_CHANGE = ("steps", "log_interval", "checkpoint_interval", "snapshot_interval", "run_dir",
               "overwrite", "track")
 
@@ -345,7 +346,7 @@ MAY_CHANGE = ("steps", "log_interval", "checkpoint_interval", "snapshot_interval
 def load_policy(path, device="cpu", seed=0):
     """A checkpoint's policy: from observations to actions, both NumPy (see act)."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    assert saved["algorithm"] == ALGORITHM, f"{path} is {saved['algorithm']}.py's"
+    assert saved["algorithm"] == ALGORITHM, f"{path} was made by {saved['algorithm']}.py"
     actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
     actor.load_state_dict({name: saved["networks"][f"actor.{name}"] for name in actor.state_dict()})
     generator = make_generator(device, seed)
@@ -353,7 +354,7 @@ def load_policy(path, device="cpu", seed=0):
 
 
 class Run:
-    """What training changes, and the folder that keeps it."""
+    """What training changes, and its folder."""
 
     def __init__(self, args, env_name, folder, dims):
         self.args, self.env_name, self.folder, self.dims = args, env_name, folder, dims
@@ -383,7 +384,7 @@ class Run:
             "noise_generator": self.noise_generator.get_state(),
         }
         torch.save(content, self.folder / "partial")
-        os.replace(self.folder / "partial", self.folder / name)  # whole or not there
+        os.replace(self.folder / "partial", self.folder / name)  # never a partial checkpoint
         self.writer.flush()
 
     def load(self):
@@ -392,27 +393,28 @@ class Run:
             before = saved["args"].get(name)
             if name not in MAY_CHANGE and before != value:
                 sys.exit(
-                    f"error: {self.folder} has {name} {before}, not {value}; "
-                    "give that, or another --exp-name, or --overwrite to delete it"
+                    f"error: {self.folder} was made with {name} {before}, not {value}; "
+                    "use that, another --exp-name, or --overwrite to delete it"
                 )
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.batch_generator.set_state(saved["batch_generator"])
         self.noise_generator.set_state(saved["noise_generator"])
         self.step, self.rows = saved["step"], saved["rows"]
-        for name, rows in self.rows.items():  # drops later rows
-            pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
+        for name, rows in self.rows.items():  # drops rows newer than the checkpoint
+            if rows:
+                pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
         print(f"resumed at update {self.step:,}")
 
     def record(self, name, row):
         """Adds a row to train.csv or eval.csv, and to TensorBoard."""
+        for key, value in row.items():
+            self.writer.add_scalar(f"{name}/{key}", value, self.step)
         row = {"step": self.step, **row}
         first = not self.rows[name]
         self.rows[name].append(row)
         path, mode = self.folder / f"{name}.csv", "w" if first else "a"
         pd.DataFrame([row]).to_csv(path, mode=mode, header=first, index=False)
-        for key, value in row.items():
-            self.writer.add_scalar(f"{name}/{key}", value, self.step)
 
 
 # -------------------- training
@@ -432,9 +434,10 @@ def train(run, data, envs):
         log = step % args.log_interval == 0
         evaluation = step % args.eval_interval == 0 or step == args.steps
         checkpoint = step % args.checkpoint_interval == 0 or step == args.steps
-        due = log or evaluation or checkpoint
+        snapshot = args.snapshot_interval and step % args.snapshot_interval == 0
+        due = log or evaluation or checkpoint or snapshot
         if due and not all(x.isfinite().all() for x in run.networks.parameters()):
-            sys.exit(f"error: a loss was not finite before update {step:,}; try a lower --lr")
+            sys.exit(f"error: a loss was not finite by update {step:,}; try a lower --lr")
         if log:
             row = {name: value.item() for name, value in metrics.items()}
             row["updates_per_second"] = (step - first) / (time.perf_counter() - start)
@@ -445,15 +448,14 @@ def train(run, data, envs):
             row = evaluate(policy, envs, args.eval_episodes, (args.seed, step))
             run.record("eval", row)
             tqdm.write(f"update {step:,}: score {row['score']:.1f}")
-        if args.snapshot_interval and step % args.snapshot_interval == 0:
+        if snapshot:
             run.save(f"snapshot{step}.pt")
         if checkpoint:
-            run.save()  # last, so that a run that goes on has all of this update
+            run.save()  # last, with this update's rows
     run.writer.close()
 
 
 # -------------------- published settings
-ALGORITHM = "fql"
 PUBLISHED = {  # OGBench's dataset and default task, discount, q_agg, alpha
     "antmaze-large": ("navigate", 1, 0.99, "min", 10.0),
     "antmaze-giant": ("navigate", 1, 0.995, "min", 10.0),
@@ -495,11 +497,11 @@ def resolve(args):
     if args.task and not dataset:
         sys.exit("error: --task is for OGBench's environments; leave it out")
     if args.eval_episodes % args.eval_envs:
-        sys.exit("error: give --eval-episodes a multiple of --eval-envs")
+        sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
     for name, value in zip(("discount", "q_agg", "alpha"), published, strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.task = args.task or task
+    args.task = args.task or task or None  # None: D4RL
     args.steps = args.steps or (1_000_000 if dataset else 500_000)
     env_name = args.env_id
     if dataset:
@@ -511,7 +513,7 @@ def resolve(args):
 # -------------------- main
 def main(argv=None):
     """The command line."""
-    os.environ["MUJOCO_GL"] = "disabled"  # nothing is drawn
+    os.environ["MUJOCO_GL"] = "disabled"  # no rendering
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     env_name, folder = resolve(args)
     for name, value in (vars(args) | {"folder": folder}).items():
@@ -519,10 +521,10 @@ def main(argv=None):
     torch.set_float32_matmul_precision(args.matmul_precision)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):
-        if args.overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
         data = load_data(env_name, args.data_dir, args.device)
+        if args.overwrite and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
         print(f"{len(data['rewards']):,} transitions")
         envs = make_envs(env_name, args.eval_envs)
         try:
@@ -536,9 +538,10 @@ def main(argv=None):
         finally:
             for process in envs.processes:  # close() would wait for one that hangs
                 process.kill()
+            envs.closed = True
     rows = run.rows["eval"][-3:] if args.task else run.rows["eval"][-1:]
     score = np.mean([row["score"] for row in rows])
-    print(f"score {score:.1f}, the mean of {len(rows)} evaluation(s), as in the papers")
+    print(f"score {score:.1f}, the mean of the last {len(rows)} evaluation(s)")
     print(f"python tools/rollout.py '{folder}/checkpoint.pt' --video out.gif")
 
 
@@ -547,7 +550,7 @@ if __name__ == "__main__":
     try:
         main()
     except filelock.Timeout as error:
-        sys.exit(f"error: another process trains this run: {error.lock_file}")
+        sys.exit(f"error: another process is training this run: {error.lock_file}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint")
+        print("\nstopped; the same command, without --overwrite, resumes the run")
         sys.exit(130)
