@@ -1,15 +1,22 @@
 """Tests of tools/collect.py on OGBench's families: what is played, what is written, refusals."""
 
-import importlib
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import ogbench
 import pytest
 
-from tools import collect
+from tools import collect, collect_ogbench
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
 MAZE, CUBE, SCENE, PUZZLE = "pointmaze-medium", "cube-single", "scene", "puzzle-3x3"
 FILE = "pointmaze-medium-navigate-v0.npz"
 LENGTH = 300  # of the episodes that are looked at; they are of 1001 steps else
@@ -31,16 +38,20 @@ def shorter(env, length):
     return env
 
 
+def play_one(family, seed, index):
+    return collect.play_one(partial(collect_ogbench.play_episode, family), seed, index)
+
+
 @pytest.fixture
 def episodes(shared, monkeypatch):
     """episodes(family) is two episodes of LENGTH steps, made once, as dicts of arrays."""
 
     def read(family):
         def make(folder):
-            env = shorter(collect.make_env(family), LENGTH)
+            env = shorter(collect_ogbench.make_env(family), LENGTH)
             monkeypatch.setattr(collect, "worker_env", env, raising=False)
             for i in range(2):
-                np.savez(folder / f"{i}.npz", **collect.collect_episode(family, 3, 0, i))
+                np.savez(folder / f"{i}.npz", **play_one(family, 3, i))
 
         folder = shared(f"episodes-{family}", make)
         return [dict(np.load(folder / f"{i}.npz")) for i in range(2)]
@@ -51,11 +62,11 @@ def episodes(shared, monkeypatch):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Collecting plays in this process, one env for all, instead of in a pool of its own."""
-    env = shorter(collect.make_env(MAZE), 20)
+    env = shorter(collect_ogbench.make_env(MAZE), 20)
 
-    def play(args, weights, count, noise, title):
+    def play(args, make_env, play_episode, count):
         monkeypatch.setattr(collect, "worker_env", env, raising=False)
-        return [collect.collect_episode(args.env_id, args.seed, noise, i) for i in range(count)]
+        return [collect.play_one(play_episode, args.seed, i) for i in range(count)]
 
     monkeypatch.setattr(collect, "play", play)
 
@@ -86,7 +97,7 @@ def put(env, episode, t):
 @every_family
 def test_state_observation_and_action_are_of_the_same_step(episodes, family):
     """In the simulator: a step's state gives its observation, its action leads to the next one."""
-    (episode, _), env = episodes(family), collect.make_env(family).unwrapped
+    (episode, _), env = episodes(family), collect_ogbench.make_env(family).unwrapped
     env.reset(seed=0)
     contact = [] if family == MAZE else [18]  # the gripper's force is of the step before
     of_step, of_next, led, misled = [], [], [], []
@@ -125,7 +136,7 @@ def test_noise_of_play_is_the_recipes(episodes, family):
     A Gaussian filter of width 0.5 has the weights 0.106, 0.787, 0.106. White noise of deviation
     0.1 has 0.080 after it, and a correlation of 0.26 from step to step; its second differences
     have 0.159 and -0.55."""
-    joint = collect.make_env(family)
+    joint = collect_ogbench.make_env(family)
     joint.reset(seed=0)
     joint = joint.unwrapped._gripper_opening_joint_id
     deviations, correlations, levels = [], [], []
@@ -172,8 +183,8 @@ def test_noise_and_goals_of_navigate_are_the_recipes():
     """A step goes to the next cell on the way, with noise of 0.5; a goal that is reached is drawn
     anew."""
     np.random.seed(0)
-    env = Noting(collect.make_env(MAZE))
-    steps = collect.navigate_episode(env, MAZE, 0)
+    env = Noting(collect_ogbench.make_env(MAZE))
+    steps = collect_ogbench.navigate(MAZE, env, 0)
     maze, noise, sideways = env.unwrapped, [], []
     for xy, goal, action in env.noted:
         way = maze.get_oracle_subgoal(xy, goal)[0] - xy
@@ -229,14 +240,14 @@ class FakeMaze:
 def test_starts_are_free_cells_and_goals_are_not_in_a_corridor():
     np.random.seed(0)
     env = FakeMaze()
-    played = [collect.navigate_episode(env, MAZE, 0) for _ in range(200)]
+    played = [collect_ogbench.navigate(MAZE, env, 0) for _ in range(200)]
     assert len(env.goals) == 200 * (1 + 2)  # at the start, and where one was reached
     free, corners = [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3)], [(1, 1), (1, 3), (3, 3)]
     for drawn, cells in ((env.starts, free), (env.goals, corners)):
         counts = [drawn.count(cell) for cell in cells]
         assert sum(counts) == len(drawn)
         assert min(counts) > 0.7 * len(drawn) / len(cells)  # drawn uniformly
-    assert collect.free_and_goal_cells(env.maze_map) == (free, corners)
+    assert collect_ogbench.free_and_goal_cells(env.maze_map) == (free, corners)
     actions = np.concatenate([episode["actions"] for episode in played])
     x, y = actions.T  # the way is (0, 1)
     assert np.quantile(abs(x), [0.5, 0.8]) == pytest.approx([0.337, 0.641], rel=0.08)
@@ -276,7 +287,7 @@ def oracles(monkeypatch):
 
     class Oracle:
         def __init__(self, env, **settings):
-            self.kind, self.settings, self.plans = type(self).__name__, settings, 0
+            self.name, self.settings, self.plans = type(self).__name__, settings, 0
             made.append(self)
 
         def reset(self, observation, info):
@@ -288,9 +299,8 @@ def oracles(monkeypatch):
             return np.array([3.0, -3.0, 0.1, 0.2, observation[0] / 10])
 
     for target in ("button", "cube", "drawer", "window"):
-        module = importlib.import_module(f"ogbench.manipspace.oracles.plan.{target}_plan")
-        kind = type(target, (Oracle,), {})
-        monkeypatch.setattr(module, f"{target.capitalize()}PlanOracle", kind)
+        oracle = type(target, (Oracle,), {})
+        monkeypatch.setattr(collect_ogbench, f"{target.capitalize()}PlanOracle", oracle)
     return made
 
 
@@ -306,8 +316,8 @@ def test_play_follows_ogbenchs_generation_settings(oracles, family, targets, sta
     for _ in range(100):
         env = FakeArm(targets)
         oracles.clear()
-        steps = collect.play_episode(env, family, 0)
-        assert sorted(oracle.kind for oracle in oracles) == sorted(targets)
+        steps = collect_ogbench.play(family, env, 0)
+        assert sorted(oracle.name for oracle in oracles) == sorted(targets)
         closed = {"gripper_always_closed": True} if "puzzle" in family else {}
         for oracle in oracles:
             assert oracle.settings == {"noise": 0.1, "noise_smoothing": 0.5, **closed}
@@ -329,27 +339,29 @@ def test_play_follows_ogbenchs_generation_settings(oracles, family, targets, sta
 def test_a_scene_that_lost_its_cube_is_drawn_again(oracles, monkeypatch):
     answers, seen = [False, False, True], []
     monkeypatch.setattr(
-        collect, "scene_is_healthy", lambda qpos: seen.append(qpos) or answers[len(seen) - 1]
+        collect_ogbench,
+        "scene_is_healthy",
+        lambda qpos: seen.append(qpos) or answers[len(seen) - 1],
     )
-    steps = collect.play_episode(FakeArm(["cube"]), "scene", 0)
+    steps = collect_ogbench.play("scene", FakeArm(["cube"]), 0)
     assert len(seen) == 3 and len(steps["actions"]) == 6
 
 
 def test_where_a_scenes_cube_may_lie():
     qpos = np.zeros((3, 20))
     qpos[:, 16] = 0.02
-    assert collect.scene_is_healthy(qpos)
+    assert collect_ogbench.scene_is_healthy(qpos)
     for y, z, healthy in (
         (0.29, 0.02, False), (0.28, 0.02, True), (-0.29, 0.02, True),
         (-0.3, 0.02, False), (-0.3, 0.07, True), (-0.3, 0.09, False),
     ):  # fmt: skip
         qpos[1, 15:17] = y, z
-        assert collect.scene_is_healthy(qpos) == healthy
+        assert collect_ogbench.scene_is_healthy(qpos) == healthy
 
 
 @pytest.mark.parametrize("family, length", [(MAZE, 1001), ("pointmaze-giant", 2001)])
 def test_lengths_are_the_official_ones(family, length):
-    env = collect.make_env(family)
+    env = collect_ogbench.make_env(family)
     assert env.spec.max_episode_steps == length
     env.reset(seed=0)
     maze = env.unwrapped
@@ -375,10 +387,10 @@ def test_the_files_are_official_in_format(data_dir):
 
 def test_the_files_hold_the_episodes_in_order(data_dir, monkeypatch):
     """The file was made in a process of its own; here they are played once more."""
-    monkeypatch.setattr(collect, "worker_env", collect.make_env(MAZE), raising=False)
+    monkeypatch.setattr(collect, "worker_env", collect_ogbench.make_env(MAZE), raising=False)
     data, validation = (np.load(data_dir / FILE.replace(".npz", x)) for x in (".npz", "-val.npz"))
     for i, part in ((2, validation), (0, data)):  # whatever was played before
-        episode = collect.collect_episode(MAZE, 0, 0, i)
+        episode = play_one(MAZE, 0, i)
         for key, value in episode.items():
             assert np.array_equal(value, part[key][:1001]), key
     assert abs(data["qpos"][0] - data["qpos"][1001]).max() > 0.01
@@ -431,7 +443,7 @@ def test_collecting_again_keeps_what_is_there(in_this_process, tmp_path, capsys)
     assert (tmp_path / FILE).exists()
 
 
-@pytest.mark.parametrize("damage, word", [(False, "an official dataset"), (True, "is damaged")])
+@pytest.mark.parametrize("damage, word", [(False, "official or unknown"), (True, "is damaged")])
 def test_other_data_is_never_replaced(in_this_process, tmp_path, damage, word):
     """Not even where only one of the two files is there."""
     path = tmp_path / FILE
@@ -443,37 +455,155 @@ def test_other_data_is_never_replaced(in_this_process, tmp_path, damage, word):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error, code", [(KeyboardInterrupt, 130), (MemoryError, None)])
-def test_what_was_cut_off_leaves_no_file(monkeypatch, tmp_path, capsys, error, code):
-    def fail(*args):
-        raise error
+@pytest.fixture
+def full(in_this_process, monkeypatch, tmp_path):
+    """full(folders) fills the disks of folders. Temporary files go to tmp_path / "temporary"."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    write_bytes = Path.write_bytes
 
-    monkeypatch.setattr(collect, "play", fail)
-    with pytest.raises((SystemExit, MemoryError)) as caught:
-        collect.main(flags(tmp_path))
-    assert getattr(caught.value, "code", None) == code
-    assert not list(tmp_path.iterdir())
+    def fill(*folders):
+        def write(path, content):
+            write_bytes(path, bytes(content)[: len(content) // 2])
+            if set(folders) & set(path.parents):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_bytes(path, content)
+
+        monkeypatch.setattr(Path, "write_bytes", write)
+
+    return fill
 
 
-def test_a_full_disk_leaves_no_file(in_this_process, monkeypatch, tmp_path):
-    def no_space(file, **arrays):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+def test_on_a_full_disk_another_folder_is_asked_for(full, monkeypatch, tmp_path, capsys):
+    first, other, last = (tmp_path / name for name in ("first", "other", "last"))
+    other.mkdir()
+    np.savez(other / FILE, observations=np.zeros((3, 2)))
+    before = (other / FILE).read_bytes()
+    full(first)
+    answers = iter([first, "", other, ogbench.utils.DEFAULT_DATASET_DIR, last])  # "": once more
+    monkeypatch.setattr(os, "isatty", lambda file: True)
+    monkeypatch.setattr("builtins.input", lambda prompt: str(next(answers)))
+    collect.main(flags(first))
+    out, told = capsys.readouterr()
+    assert told.count("No space left") == 3
+    assert "holds other data" in told and "is for official data" in told
+    assert f"{last / FILE}: 1 episodes" in out
+    assert not list(first.iterdir())
+    assert [path.name for path in other.iterdir()] == [FILE]
+    assert (other / FILE).read_bytes() == before
+    collect.main(flags(tmp_path / "whole"))
+    for path in (tmp_path / "whole").iterdir():
+        assert (last / path.name).read_bytes() == path.read_bytes()
 
-    monkeypatch.setattr(np, "savez_compressed", no_space)
-    with pytest.raises(OSError, match="No space left"):
-        collect.main(flags(tmp_path))
-    assert not list(tmp_path.iterdir())
+
+def test_on_a_full_disk_giving_up_leaves_no_file(full, monkeypatch, tmp_path):
+    def give_up(prompt):
+        raise KeyboardInterrupt
+
+    full(tmp_path)
+    monkeypatch.setattr(os, "isatty", lambda file: True)
+    monkeypatch.setattr("builtins.input", give_up)
+    with pytest.raises(KeyboardInterrupt):
+        collect.main(flags(tmp_path / "data"))
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_on_a_full_disk_without_a_terminal_the_temporary_folder_takes_all(
+    full, monkeypatch, tmp_path
+):
+    data, temporary = tmp_path / "data", tmp_path / "temporary"
+    monkeypatch.setattr(os, "isatty", lambda file: False)
+    full(data)
+    message = refusal(*flags(data))
+    (folder,) = temporary.iterdir()
+    assert str(folder) in message and str(data) in message
+    assert np.load(folder / FILE)["observations"].shape == (20, 2)
+    assert len(list(folder.iterdir())) == 2 and not list(data.iterdir())
+    full(data, temporary)
+    assert "lost" in refusal(*flags(data))
+    assert not list(data.iterdir())
 
 
 @pytest.mark.parametrize("args, words", [
-    (["--env-id", "antmaze-large"], "trained walkers"),
-    (["--env-id", "cubes"], "choose one of"),
-    (["--env-id", CUBE, "--episodes", 0], "--episodes 0"),
-    (["--env-id", CUBE, "--jobs", 0], "--jobs 0"),
-    (["--env-id", CUBE, "--seed", -1], "--seed -1"),
-    (["--env-id", CUBE, "--data-dir", collect.CACHE], "official"),
-    (["--env-id", CUBE, "--data-dir", f"{__file__}/data"], "cannot be written"),
+    (["--env-id", CUBE, "--report"], "--report"),
+    (["--env-id", CUBE, "--policy", "a"], "--policy"),
+    (["--env-id", "door-expert-v1"], "door-v0.pickle"),
+    (["--env-id", CUBE, "--data-dir", ogbench.utils.DEFAULT_DATASET_DIR], "official"),
+    (["--env-id", CUBE, "--data-dir", f"{__file__}/data"], "cannot be used"),
 ])  # fmt: skip
 def test_mistakes_are_refused(args, words):
     assert words in refusal(*args)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_refused(monkeypatch, tmp_path):
+    def deny(path):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "exists", deny)
+    assert "cannot be used (not yours)" in refusal(*flags(tmp_path))
+
+
+@pytest.mark.parametrize("flag, value, told", [
+    ("--env-id", "antmaze-large", "pointmaze-medium"), ("--episodes", 0, "greater than 0"),
+    ("--jobs", 0, "greater than 0"), ("--seed", -1, "greater than or equal to 0"),
+])  # fmt: skip
+def test_values_that_cannot_be_are_refused(flag, value, told, capsys):
+    with pytest.raises(SystemExit) as exit:
+        collect.main(["--env-id", CUBE, flag, str(value)])
+    assert exit.value.code == 2 and told in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.parametrize("number, begun, code", [
+    (signal.SIGKILL, " 1/", -signal.SIGKILL),
+    (signal.SIGTERM, " 0/", 130), (signal.SIGINT, " 0/", 130),  # while the workers start
+])  # fmt: skip
+def test_workers_end_with_their_parent(tmp_path, number, begun, code):
+    """And they play whatever MUJOCO_GL asks for, as nothing is drawn."""
+    args = ["--env-id", MAZE, "--episodes", "1000", "--jobs", "2", "--data-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, collect.__file__, *args],
+        env=os.environ | {"MUJOCO_GL": "no such renderer"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here
+    )
+    try:
+        told = ""
+        while begun not in told:
+            told += (read := process.stderr.read(1))
+            assert read, told
+        # Ctrl-C goes to the workers too
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, told = process.communicate(timeout=30)  # the workers hold stderr as well
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code and "Traceback" not in told
+    assert number == signal.SIGKILL or told.endswith("\nstopped; nothing was saved\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_where_nobody_has_a_home_and_one_core_is_given(tmp_path):
+    code = f"""if True:
+        import os, pwd, runpy, sys
+        def unknown(user): raise KeyError(user)
+        pwd.getpwuid = unknown
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        sys.argv = ["collect.py", "--help"]
+        runpy.run_path({collect.__file__!r}, run_name="__main__")"""
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+    result = subprocess.run([sys.executable, "-c", code], **options)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "processes (default: 1)" in result.stdout
+
+
+def test_a_maze_leaves_no_file_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    collect_ogbench.make_env(MAZE).reset(seed=0)
+    assert not list(tmp_path.iterdir())

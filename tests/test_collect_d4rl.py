@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where tools is
-
 import drol
 from tools import collect
 
 h5py = pytest.importorskip("h5py")
-d4rl_compat = pytest.importorskip("tools.d4rl_compat")
+load_dataset = pytest.importorskip("tools.d4rl_compat").load_dataset
+collect_d4rl = pytest.importorskip("tools.collect_d4rl")
 
 OBSERVATIONS, ACTIONS, HIDDEN = 39, 28, 8  # of door
 DOOR = ["--env-id", "door-expert-v1", "--jobs", "1"]
@@ -79,7 +78,11 @@ def policy_file(make_policy, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def door():
-    return collect.make_d4rl_env("door-expert-v1")
+    return collect_d4rl.make_env("door-expert-v1")
+
+
+def read_policy(path):
+    return collect_d4rl.load_policy(SimpleNamespace(policy=path, env_id="door-expert-v1"))
 
 
 def arrays_of(policy):
@@ -87,7 +90,7 @@ def arrays_of(policy):
     parameters = [p.detach().numpy() for p in network._modules["fc_layers"].parameters()]
     scales = [network.in_shift, network.in_scale, network.out_shift, network.out_scale]
     arrays = [*parameters, *[scale.numpy() for scale in scales], policy.log_std.detach().numpy()]
-    return dict(zip(collect.WEIGHTS, arrays, strict=True))
+    return dict(zip(collect_d4rl.WEIGHTS, arrays, strict=True))
 
 
 def refusal(*flags):
@@ -100,22 +103,22 @@ def refusal(*flags):
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
-def test_a_pickle_gives_the_policys_weights(make_policy, door, tmp_path, protocol):
+def test_a_pickle_gives_the_policys_weights(make_policy, tmp_path, protocol):
     policy, path = make_policy(), tmp_path / "policy.pickle"
     path.write_bytes(pickle.dumps(policy, protocol))
-    weights = collect.load_policy(path, door)
+    weights = read_policy(path)
     for name, array in arrays_of(policy).items():
         np.testing.assert_array_equal(weights[name], array)
 
 
-def test_an_npz_gives_the_same_weights(make_policy, policy_file, door, tmp_path):
+def test_an_npz_gives_the_same_weights(make_policy, policy_file, tmp_path):
     path = tmp_path / "door.npz"
     np.savez(path, **arrays_of(make_policy()))
-    read, expected = collect.load_policy(path, door), collect.load_policy(policy_file, door)
-    assert all(np.array_equal(read[name], expected[name]) for name in collect.WEIGHTS)
+    read, expected = read_policy(path), read_policy(policy_file)
+    assert all(np.array_equal(read[name], expected[name]) for name in collect_d4rl.WEIGHTS)
 
 
-def test_the_mean_action_is_the_networks(make_policy, policy_file, door):
+def test_the_mean_action_is_the_networks(make_policy, policy_file):
     policy = make_policy()
     network, layers = policy.model, policy.model._modules["fc_layers"]
     observation = np.random.default_rng(0).normal(size=OBSERVATIONS)
@@ -124,8 +127,8 @@ def test_the_mean_action_is_the_networks(make_policy, policy_file, door):
         x = (x - network.in_shift) / (network.in_scale + 1e-8)
         x = layers[2](torch.tanh(layers[1](torch.tanh(layers[0](x)))))
         expected = x * network.out_scale + network.out_shift
-    weights = collect.load_policy(policy_file, door)
-    action = collect.mean_action(weights, observation)
+    weights = read_policy(policy_file)
+    action = collect_d4rl.mean_action(weights, observation)
     np.testing.assert_allclose(action, expected, rtol=0, atol=1e-5)
 
 
@@ -184,56 +187,44 @@ def test_files_that_are_no_policy_are_refused(make_policy, policy_file, tmp_path
     np.savez(npz, **arrays)
 
     def savez(**changed):
-        with open(path, "wb") as file:
-            np.savez(file, **(arrays | changed))
+        file = io.BytesIO()
+        np.savez(file, **(arrays | changed))
+        return file.getvalue()
 
     def says(words):
         message = refusal(*DOOR, "--policy", path, "--data-dir", tmp_path / "data")
-        assert str(path) in message and words in message, message
+        assert f"--policy {path} " in message and "39 observations and 28 actions" in message
+        assert words in message, message
 
     says("No such file")
     for content, words in (
-        (b"", "cannot be read"),
-        (b"not a pickle", "cannot be read"),
-        (whole[: len(whole) // 2], "cannot be read"),
-        (whole[:-1], "cannot be read"),
-        (npz.getvalue()[:-500], "cannot be read"),
-        (pickle.dumps({"a": 1}), "something else"),
-        (pickle.dumps([{"observations": np.zeros(3)}]), "something else"),
-        (pickle.dumps(Path("a")), "Path"),
-        (pickle.dumps(make_policy(45, 24)), "45 observations into 24 actions"),
-        (pickle.dumps(make_policy(nonlinearity=torch.relu)), "tanh"),
+        (b"", "EOFError"),
+        (b"not a pickle", "UnpicklingError"),
+        (whole[: len(whole) // 2], "Error"),
+        (whole[:-1], "Error"),
+        (npz.getvalue()[:-500], "Error"),
+        (pickle.dumps({"a": 1}), "'dict' object"),
+        (pickle.dumps([{"observations": np.zeros(3)}]), "'list' object"),
+        (pickle.dumps(Path("a")), "'Inert' object"),
+        (pickle.dumps(make_policy(45, 24)), "(39,) (45,)"),
+        (pickle.dumps(make_policy(outputs=24)), "(24,)"),
+        (pickle.dumps(make_policy(nonlinearity=torch.relu)), "relu, not tanh"),
+        (savez(w1=np.zeros((HIDDEN, HIDDEN + 1), np.float32)), "ValueError"),
+        (savez(log_std=np.float32(0)), "ValueError"),
+        (savez(b1=np.full(HIDDEN, np.nan, np.float32)), "NaN"),
+        (savez(b1=np.full(HIDDEN, "x")), "'x'"),
+        (savez(b1=np.array([None] * HIDDEN)), "allow_pickle"),
+        (savez(b1=np.array([Call(os.system, f"touch {tmp_path / 'ran'}")])), "allow_pickle"),
     ):
         path.write_bytes(content)
         says(words)
+    with open(path, "wb") as file:
+        np.savez(file, w0=arrays["w0"])
+    says("b0")
     path.unlink()
     path.mkdir()
     says("directory")
-    path.rmdir()
-    savez(w1=np.zeros((HIDDEN, HIDDEN + 1), np.float32))
-    says("shapes")
-    savez(log_std=np.float32(0))
-    says("shapes")
-    savez(b1=np.full(HIDDEN, np.nan, np.float32))
-    says("NaN")
-    savez(b1=np.full(HIDDEN, "x"))
-    says("b1")
-    savez(b1=np.array([None] * HIDDEN))
-    says("cannot be read")
-    with open(path, "wb") as file:
-        np.savez(file, w0=arrays["w0"])
-    says("no array b0")
-
-
-def test_flags_that_do_not_fit_are_refused(policy_file, tmp_path):
-    assert "door-v0.pickle" in refusal(*DOOR, "--data-dir", tmp_path)
-    cube = ["--env-id", "cube-single", "--data-dir", tmp_path]
-    assert "--policy" in refusal(*cube, "--policy", policy_file)
-    assert "--report" in refusal(*cube, "--report")
-    door = [*DOOR, "--policy", policy_file]
-    assert "cache of official data" in refusal(*door, "--data-dir", collect.D4RL_CACHE)
-    assert "--episodes" in refusal(*door, "--data-dir", tmp_path, "--episodes", 0)
-    assert "door-expert-v1" in refusal("--env-id", "door-human-v1", "--policy", policy_file)
+    assert not (tmp_path / "ran").exists()
 
 
 # --------------------------------------------------------------------------------- what is written
@@ -261,19 +252,17 @@ def test_the_file_is_d4rls_and_says_what_it_is(collected, door):
     assert np.abs(content["actions"]).max() <= 1
     assert np.flatnonzero(content["timeouts"]).tolist() == [199, 399]
     assert not content["terminals"].any()
-    from tools.d4rl_compat import load_dataset, source_of_dataset
-
-    source = source_of_dataset(path)
+    source = collect_d4rl.read_source(path)
     assert source.startswith("collected locally: 2 episodes (official size: 5000), seed 0")
-    rewards = load_dataset(path, "door-expert-v1")["rewards"]
+    rewards = load_dataset(path, door)["rewards"]
     assert len(rewards) == 398  # a step at a time limit has no next one
 
 
-def test_actions_are_samples_of_the_policy(collected, policy_file, door):
-    weights = collect.load_policy(policy_file, door)
+def test_actions_are_samples_of_the_policy(collected, policy_file):
+    weights = read_policy(policy_file)
     with h5py.File(collected[0] / "door-expert-v1.hdf5") as file:
         observations, actions = file["observations"][:], file["actions"][:]
-    means = np.array([collect.mean_action(weights, observation) for observation in observations])
+    means = np.array([collect_d4rl.mean_action(weights, x) for x in observations])
     noise = actions - means
     inside = (np.abs(actions) < 1).all(1)
     assert inside.sum() > 100
@@ -318,8 +307,8 @@ def test_a_fall_at_the_time_limit_is_a_timeout_alone(monkeypatch, drops_at, term
     spec = SimpleNamespace(max_episode_steps=3)
     env = SimpleNamespace(reset=lambda seed: (np.zeros(2), {}), step=step,
                           env=SimpleNamespace(spec=spec))  # fmt: skip
-    monkeypatch.setattr(collect, "mean_action", lambda weights, observation: np.zeros(2))
-    steps = collect.expert_episode(env, {"log_std": np.zeros(2)}, 0, 1)
+    monkeypatch.setattr(collect_d4rl, "mean_action", lambda policy, observation: np.zeros(2))
+    steps = collect_d4rl.play_episode({"log_std": np.zeros(2)}, 1, env, 0)
     assert steps["terminals"] == [n == terminal for n in range(1, len(steps["rewards"]) + 1)]
     assert steps["timeouts"] == [n == timeout for n in range(1, len(steps["rewards"]) + 1)]
     assert len(steps["rewards"]) == (terminal or timeout)
@@ -355,7 +344,13 @@ def test_the_report_prints_returns_and_writes_nothing(policy_file, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_drol_trains_on_it(collected, tmp_path):
-    flags = ["--env-id", "door-expert-v1", "--data-dir", collected[0], "--run-dir", tmp_path]
-    flags += ["--steps", 2, "--hidden-dims", 8, "--batch-size", 8, "--eval-episodes", 1]
-    drol.main([*map(str, flags), "--device", "cpu"])
+def test_drol_loads_it(collected):
+    data = drol.load_data("door-expert-v1", str(collected[0]), "cpu")
+    assert data["observations"].shape == (398, OBSERVATIONS)
+    assert data["masks"].all() and data["rewards"].isfinite().all()
+
+
+def test_the_folder_of_official_data_is_refused(policy_file):
+    folder = collect_d4rl.CACHE
+    message = refusal(*DOOR, "--policy", policy_file, "--data-dir", folder)
+    assert "is for official data" in message

@@ -1,9 +1,7 @@
 """Tests of D4RL's tasks: the simulator against recordings of the original stack, the data, runs."""
 
 import http.client
-import json
 import os
-import re
 import subprocess
 import sys
 import urllib.error
@@ -26,15 +24,11 @@ from tests.helpers import (
     same_weights,
 )
 
-pytest.importorskip("h5py")
+h5py = pytest.importorskip("h5py")
 d4rl_compat = pytest.importorskip("tools.d4rl_compat")
 D4RLEnv = d4rl_compat.D4RLEnv
 RECORDED = np.load(ROOT / "testdata" / "d4rl_mujoco210.npz")  # of MuJoCo 2.1.0 and mujoco-py
 RECORDED_TASKS = sorted({key.split("/")[0] for key in RECORDED.files})
-
-
-def load(name, folder):
-    return drol.load_data(drol.find_task(name)[0], folder, "cpu")
 
 
 # ----------------------------------------------------------------------------- the environments
@@ -183,35 +177,6 @@ def test_ogbench_and_d4rl_run_in_one_process():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mujoco_py, simulator", [
-    ("raise Exception('You appear to be missing MuJoCo.')", r"mujoco 3\..* in mujoco_py's place"),
-    ("from stand_in import *\n__version__ = '2.1.2.14'", "mujoco_py 2.1.2.14"),
-])  # fmt: skip
-def test_a_real_mujoco_py_is_used_and_a_broken_one_is_not(tmp_path, mujoco_py, simulator):
-    """With a module of that name on the path, made of the stand-in's parts, in its own process."""
-    (tmp_path / "mujoco_py.py").write_text(mujoco_py)
-    (tmp_path / "stand_in.py").write_text(
-        "import ast, sys\nfrom pathlib import Path\n"
-        f"text = Path({str(ROOT / 'tools' / 'd4rl_compat.py')!r}).read_text()\n"
-        "exec(text.split('def import_d4rl')[0])\n"
-        "get_version = lambda: '2.1'\nMjViewer = None\n"
-    )
-    code = (
-        "from tools import d4rl_compat as c; import sys; e = c.D4RLEnv('pen-human-v1')\n"
-        "e.reset(seed=0); print(sys.modules['mujoco_py'].__dict__.get('__file__'))\n"
-        "print(c.SIMULATOR)"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
-    result = subprocess.run([sys.executable, "-c", code], **options)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    file, name = result.stdout.splitlines()
-    assert re.fullmatch(simulator, name)
-    real = name.startswith("mujoco_py ")
-    assert file == (str(tmp_path / "mujoco_py.py") if real else "None")
-
-
-@pytest.mark.slow
 def test_importing_it_makes_no_folder(tmp_path):
     folders = {"HOME": str(tmp_path / "none"), "D4RL_DATASET_DIR": str(tmp_path / "data")}
     code = (
@@ -233,27 +198,58 @@ def test_data_is_that_of_d4rls_own_function(d4rl_dir, name):
     import d4rl
     import gym
 
-    data, report = load(name, d4rl_dir)
+    env, data, validation = d4rl_compat.make_env_and_datasets(name, dataset_dir=str(d4rl_dir))
     raw = gym.make(name)
-    raw_data = raw.get_dataset(d4rl_dir / D4RLEnv(name).dataset_file)
+    raw_data = raw.get_dataset(d4rl_dir / env.dataset_file)
     theirs = d4rl.qlearning_dataset(raw, dataset=raw_data)
-    assert set(data) == {"observations", "next_observations", "actions", "rewards", "masks"}
-    for key in ("observations", "next_observations"):
+    count = len(theirs["rewards"])
+    assert name == ADROIT or count == 4 * 60
+    assert validation is None and env.name == name
+    for key in ("observations", "next_observations", "actions"):
         assert np.array_equal(data[key], theirs[key])
-    limit = 1 - 1e-5
-    assert np.array_equal(data["actions"], np.clip(theirs["actions"], -limit, limit))
     # AntMaze: -1 per step until the goal, there 0
     assert np.array_equal(data["rewards"], theirs["rewards"] - (name == ANTMAZE))
     assert np.array_equal(data["masks"], 1 - theirs["terminals"])
     assert 0 < theirs["terminals"].mean() < 0.2
-    count = len(theirs["rewards"])
-    episodes, transitions = {ANTMAZE: (4, 240), ADROIT: (10, count)}[name]
-    assert (report["episodes"], report["transitions"]) == (episodes, transitions)
-    assert report["source"] == "official or unknown"
-    assert report["simulator"] == d4rl_compat.SIMULATOR
+    assert data["terminals"].sum() == (4 if name == ANTMAZE else 10)
+    assert data.keys() == theirs.keys() | {"masks"}
+    assert {(len(value), value.dtype.name) for value in data.values()} == {(count, "float32")}
+    loaded = drol.load_data(name, str(d4rl_dir), "cpu")
+    assert np.array_equal(loaded["observations"], data["observations"])
 
 
-def test_a_dataset_that_is_missing_or_broken(d4rl_dir, tmp_path, monkeypatch):
+def write(path, **arrays):
+    with h5py.File(path, "w") as file:
+        for key, value in arrays.items():
+            file[key] = value
+
+
+def test_a_file_that_is_damaged_or_of_another_task(d4rl_dir, tmp_path):
+    file = "pen-human-v1.hdf5"
+    path = tmp_path / file
+    whole = (d4rl_dir / file).read_bytes()
+    with h5py.File(d4rl_dir / file) as content:
+        arrays = {key: content[key][:] for key in content}
+
+    def says(word):
+        with pytest.raises(ValueError, match=word) as caught:
+            d4rl_compat.make_env_and_datasets(ADROIT, dataset_dir=tmp_path)
+        assert str(path) in str(caught.value)
+        refused(drol, command(tmp_path, tmp_path / "runs", env_id=ADROIT), file, tmp_path)
+
+    for content in (b"broken", whole[: len(whole) // 2], whole.replace(b"timeouts", b"timeless")):
+        path.write_bytes(content)
+        says("is damaged")
+    for key, value in arrays.items():
+        write(path, **arrays | {key: value[:-1]})
+        says("not of pen-human-v1")
+    write(path, **arrays | {"observations": arrays["observations"][:, :-1]})
+    says("not of pen-human-v1")
+    write(path, **{key: value[:0] for key, value in arrays.items()})
+    says("0 rewards")
+
+
+def test_the_data_is_downloaded_where_it_is_missing(d4rl_dir, tmp_path, monkeypatch):
     def unreachable(url, path):
         Path(path).write_bytes(b"half")
         raise urllib.error.URLError("no route to host")
@@ -262,24 +258,50 @@ def test_a_dataset_that_is_missing_or_broken(d4rl_dir, tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise http.client.IncompleteRead(b"half")
 
-    data, file = tmp_path / "data", D4RLEnv(ADROIT).dataset_file
-    assert file == "pen-human-v1.hdf5"
-    args = command(data, tmp_path / "runs", "--eval-episodes", 1, env_id=ADROIT)
-    download = "urllib.request.urlretrieve"
+    data, file = tmp_path / "a" / "data", "pen-human-v1.hdf5"
     for fail, word in ((unreachable, "no route to host"), (cut_off, "IncompleteRead")):
-        monkeypatch.setattr(download, fail)
-        refused(drol, args, data, word, f"put {file}")
-        assert not [path for path in data.iterdir() if path.suffix != ".lock"]
-    monkeypatch.setattr(download, lambda url, path: Path(path).write_bytes(b"broken"))
-    refused(drol, args, data, file, "delete")
-    whole = (d4rl_dir / file).read_bytes()
-    for content in (whole[: len(whole) // 2], whole.replace(b"timeouts", b"timeless")):
-        (data / file).write_bytes(content)
-        refused(drol, args, data, file, "delete")
-    (data / file).unlink()
-    monkeypatch.setattr(download, lambda url, path: Path(path).write_bytes(whole))
-    assert load(ADROIT, data)[1]["episodes"] == 10
-    assert {path.suffix for path in data.iterdir()} == {".hdf5", ".lock"}
+        monkeypatch.setattr("urllib.request.urlretrieve", fail)
+        with pytest.raises(OSError, match=word):
+            d4rl_compat.download_datasets([ADROIT], data)
+        assert not list(data.iterdir())
+    served = []
+
+    def serve(url, path):
+        served.append(url)
+        Path(path).write_bytes((d4rl_dir / file).read_bytes())
+
+    monkeypatch.setattr("urllib.request.urlretrieve", serve)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(data))
+    for _ in range(2):
+        d4rl_compat.download_datasets([ADROIT])
+        _, train, _ = d4rl_compat.make_env_and_datasets(ADROIT)
+    assert [path.name for path in data.iterdir()] == [file]
+    assert len(served) == 1 and served[0].endswith(f"/{file}")
+    assert len(drol.load_data(ADROIT, None, "cpu")["rewards"]) == len(train["rewards"])
+
+
+def test_the_folder_of_the_data(monkeypatch, tmp_path):
+    monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".d4rl" / "datasets"
+    monkeypatch.setattr("urllib.request.urlretrieve", lambda url, path: path.write_bytes(b""))
+    env = D4RLEnv(ADROIT)
+    assert d4rl_compat.download(env, None) == folder / env.dataset_file
+    monkeypatch.setenv("D4RL_DATASET_DIR", "~/other")
+    assert d4rl_compat.download(env, None) == tmp_path / "other" / env.dataset_file
+    assert d4rl_compat.download(env, "~/given") == tmp_path / "given" / env.dataset_file
+
+
+def test_a_folder_that_only_others_may_write_will_do(d4rl_dir, monkeypatch):
+    """Where the file is there, nothing else is made."""
+
+    def deny(*args, **kwargs):
+        raise PermissionError("read-only")
+
+    env = D4RLEnv(ADROIT)
+    monkeypatch.setattr(Path, "mkdir", deny)
+    monkeypatch.setattr("tempfile.mkdtemp", deny)
+    assert d4rl_compat.download(env, d4rl_dir) == d4rl_dir / env.dataset_file
 
 
 @every_program
@@ -288,8 +310,7 @@ def test_without_d4rl_the_install_command_is_told(program, tmp_path, monkeypatch
     monkeypatch.delattr(sys.modules["tools"], "d4rl_compat")
     monkeypatch.setitem(sys.modules, "gym", None)  # as where it is not installed
     told = "pip install --no-deps -r requirements-d4rl.txt"
-    with pytest.raises(ImportError, match=told):
-        program.main(command(tmp_path, tmp_path, env_id=ADROIT))
+    refused(program, command(tmp_path, tmp_path, env_id=ADROIT), told)
     assert (ROOT / "requirements-d4rl.txt").exists()
 
 
@@ -300,12 +321,11 @@ def test_without_d4rl_the_install_command_is_told(program, tmp_path, monkeypatch
 @pytest.mark.parametrize("name", [pytest.param(ANTMAZE, marks=pytest.mark.slow), ADROIT])
 def test_a_run_and_its_resumption(program, capsys, d4rl_dir, tmp_path, name):
     def train(folder, *flags):
-        args = command(d4rl_dir, tmp_path / folder, "--eval-episodes", 2, *flags, env_id=name)
-        program.main(args)
+        program.main(command(d4rl_dir, tmp_path / folder, *flags, env_id=name))
         return run_of(tmp_path / folder), capsys.readouterr().out
 
     whole, out = train("whole", "--steps", 40)
-    assert "in mujoco_py's place" in out and "Target Goal" not in out
+    assert "Target Goal" not in out
     train("parts")
     parts, again = train("parts", "--steps", 40)
     assert "resumed at update 20" in again
@@ -317,21 +337,12 @@ def test_a_run_and_its_resumption(program, capsys, d4rl_dir, tmp_path, name):
     for row in rows:
         assert float(row["score"]) == pytest.approx(normalised(float(row["return"])) * 100)
         assert name == ADROIT or float(row["length"]) == 700
-    assert f"score {float(rows[-1]['score']):.1f}, the mean of 1" in out  # D4RL's is the last
-    config = json.loads((whole / "config.json").read_text())
-    assert config["data"]["simulator"] == d4rl_compat.SIMULATOR
-
-
-def test_a_run_goes_on_on_its_own_simulator_only(d4rl_dir, tmp_path, monkeypatch):
-    drol.main(command(d4rl_dir, tmp_path, "--eval-episodes", 1, env_id=ADROIT))
-    monkeypatch.setattr(d4rl_compat, "SIMULATOR", "mujoco_py 2.1.2.14")
-    args = command(d4rl_dir, tmp_path, "--eval-episodes", 1, "--steps", 40, env_id=ADROIT)
-    refused(drol, args, run_of(tmp_path), "simulator", "mujoco_py 2.1.2.14", "--overwrite")
+    assert f"score {float(rows[-1]['score']):.1f}, the mean of" in out  # of the last one
 
 
 @pytest.mark.slow
 def test_the_console_shows_nothing_of_d4rls(d4rl_dir, tmp_path):
-    args = command(d4rl_dir, tmp_path / "runs", "--eval-episodes", 1, env_id=ANTMAZE)
+    args = command(d4rl_dir, tmp_path / "runs", env_id=ANTMAZE)
     environment = os.environ | {"TMPDIR": str(tmp_path), "COLUMNS": "100"}
     options = {"capture_output": True, "text": True, "env": environment}
     result = subprocess.run([sys.executable, drol.__file__, *args], **options)

@@ -3,10 +3,9 @@
     from tools.d4rl_compat import D4RLEnv
     env = D4RLEnv("antmaze-large-play-v2")
 
-d4rl's own environment classes run unmodified. They import mujoco_py, and Adroit's import mjrl too.
-Where a real mujoco_py works it is used; else the stand-ins below, built on the mujoco package, take
-its place before d4rl is imported. SIMULATOR says which of the two it is. The packages are those of
-requirements-d4rl.txt. The functions at the end are named as ogbench's.
+d4rl's own environment classes run unmodified. They import mujoco_py, and Adroit's import mjrl too:
+the stand-ins below, built on the mujoco package, take their places before d4rl is imported. The
+packages are those of requirements-d4rl.txt. The functions at the end are named as ogbench's.
 """
 
 import contextlib
@@ -126,16 +125,15 @@ def stand_in_for_mujoco_py():
 
 
 def stand_in_for_mjrl():
-    """mjrl's environment base class, on mujoco_py's interface, so that it works with both."""
+    """mjrl's environment base class."""
     import gym
-    import mujoco_py
     from gym.utils import seeding
 
     class MujocoEnv(gym.Env):
         def __init__(self, model_path, frame_skip):
             self.frame_skip = frame_skip
-            self.model = mujoco_py.load_model_from_path(model_path)
-            self.sim = mujoco_py.MjSim(self.model)
+            self.model = load_model_from_path(model_path)
+            self.sim = MjSim(self.model)
             self.data = self.sim.data
             self.init_qpos, self.init_qvel = (
                 self.data.qpos.ravel().copy(),
@@ -159,7 +157,7 @@ def stand_in_for_mjrl():
             return self.reset_model()
 
         def set_state(self, qpos, qvel):
-            self.sim.set_state(mujoco_py.MjSimState(0.0, qpos, qvel, self.sim.get_state().act, {}))
+            self.sim.set_state(MjSimState(0.0, qpos, qvel, self.sim.get_state().act, {}))
             self.sim.forward()
 
         def do_simulation(self, ctrl, n_frames):
@@ -178,32 +176,6 @@ def stand_in_for_mjrl():
     sys.modules.update(modules)
 
 
-def import_d4rl():
-    """Imports d4rl on the simulator that works. Returns gym and the simulator's name.
-
-    Raises ImportError."""
-    import gym  # before mujoco_py, which needs it
-
-    gym.logger.set_level(gym.logger.ERROR)  # it warns of what d4rl still uses
-    try:
-        import mujoco_py
-
-        simulator = f"mujoco_py {mujoco_py.__version__}"
-    except Exception:  # mujoco_py raises a plain Exception where MuJoCo 2.1 is missing
-        stand_in_for_mujoco_py()
-        simulator = f"mujoco {mujoco.__version__} in mujoco_py's place"
-    try:
-        if "mujoco_py's" in simulator:
-            raise ImportError
-        import mjrl.envs.mujoco_env  # noqa: F401
-    except ImportError:
-        stand_in_for_mjrl()
-    import d4rl.hand_manipulation_suite
-    import d4rl.locomotion  # noqa: F401
-
-    return gym, simulator
-
-
 os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = "1"  # of environments that are not used here
 with (
     contextlib.redirect_stderr(io.StringIO()),  # gym prints that it is unmaintained
@@ -212,9 +184,14 @@ with (
 ):
     warnings.simplefilter("ignore")
     try:
+        import gym
         import h5py
 
-        gym, SIMULATOR = import_d4rl()
+        gym.logger.set_level(gym.logger.ERROR)  # it warns of what d4rl still uses
+        stand_in_for_mujoco_py()
+        stand_in_for_mjrl()
+        import d4rl.hand_manipulation_suite
+        import d4rl.locomotion  # noqa: F401
     except Exception as error:  # what packages of other versions make of each other
         raise ImportError(
             f"D4RL's tasks need more packages ({error}): "
@@ -233,16 +210,14 @@ class D4RLEnv(gymnasium.Env):
     (antmaze) and a dropped pen terminate. dataset_file: the name of the task's dataset."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
-    SIMULATOR = SIMULATOR
 
     def __init__(self, name):
-        with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
-
-            def mkstemp(suffix, text):  # a maze would leave its XML file behind, open
-                return None, str(Path(folder) / f"maze{suffix}")
-
-            with mock.patch("tempfile.mkstemp", mkstemp):
-                self.env = gym.make(name)  # prints the maze's goal
+        with (
+            tempfile.TemporaryDirectory() as folder,  # a maze leaves its XML file behind
+            mock.patch("tempfile.tempdir", folder),
+            contextlib.redirect_stdout(None),  # it prints its goal
+        ):
+            self.env = gym.make(name)
         self.name = name
         raw = self.env.unwrapped
         self.inner = getattr(raw, "wrapped_env", raw)  # AntMaze is in a ProxyEnv
@@ -278,61 +253,76 @@ class D4RLEnv(gymnasium.Env):
 # -------------------- what ogbench has under the same names
 
 
-def make_env_and_datasets(
-    name, dataset_dir=None, env_only=False, dataset_only=False, cur_env=None, **_
-):
-    """The environment of a task, or with dataset_only the pair of its data (see load_dataset) and
-    None, as there is no validation data. Raises KeyError or OSError where a file is not D4RL's."""
+def make_env_and_datasets(name, dataset_dir=None, env_only=False):
+    """A task's environment, its data (see load_dataset) and None, as there is no validation data;
+    with env_only the environment alone.
+
+    The data is downloaded if missing, into dataset_dir, else $D4RL_DATASET_DIR, else
+    ~/.d4rl/datasets. Raises OSError where that fails, ValueError where a file is not the task's."""
+    env = D4RLEnv(name)
     if env_only:
-        return D4RLEnv(name)
-    env = (cur_env or D4RLEnv(name)).unwrapped
-    datasets = load_dataset(Path(dataset_dir) / env.dataset_file, name), None
-    return datasets if dataset_only else (env, *datasets)
+        return env
+    return env, load_dataset(download(env, dataset_dir), env), None
 
 
-def download_datasets(names, dataset_dir):
-    """Downloads the datasets of tasks that are not there. Raises OSError where that fails."""
+def download_datasets(names, dataset_dir=None):
+    """Downloads the datasets of tasks that are not there. Raises OSError."""
     for name in names:
-        env = D4RLEnv(name)
-        path = Path(dataset_dir) / env.dataset_file
-        if not path.exists():
-            partial = path.with_suffix(".partial")  # a file of the right name is always whole
-            print(f"downloading {env.inner.dataset_url} to {path}", flush=True)
+        download(D4RLEnv(name), dataset_dir)
+
+
+def default_dataset_dir():
+    return os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets"
+
+
+def download(env, dataset_dir):
+    """Downloads a task's dataset if it is missing. Returns its path. Raises OSError."""
+    folder = Path(os.path.expanduser(dataset_dir or default_dataset_dir()))
+    path = folder / env.dataset_file
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"downloading {env.inner.dataset_url} to {path}", flush=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            partial = Path(aside, path.name)
             try:
                 urllib.request.urlretrieve(env.inner.dataset_url, partial)
-                os.replace(partial, path)
             except http.client.HTTPException as error:
                 raise OSError(f"the server's answer was cut off: {error!r}") from error
-            finally:
-                partial.unlink(missing_ok=True)
+            os.replace(partial, path)  # whole or not there
+    return path
 
 
-def load_dataset(path, name):
+def load_dataset(path, env):
     """The steps that d4rl.qlearning_dataset makes of a file, as float32, named as OGBench's.
 
     observations, next_observations (N, O); actions (N, A); rewards (N,), in AntMaze -1 per step
     until the goal; masks (N,): 0 at a terminal state; terminals (N,): 1 at an episode's last step.
-    A step at a time limit is left out: what follows it is of the next episode. Raises KeyError or
-    OSError where the file is not D4RL's."""
-    with h5py.File(path) as file:
-        keys = ("observations", "actions", "rewards", "terminals", "timeouts")
-        data = {key: file[key][:] for key in keys}
-    timeouts = data.pop("timeouts").reshape(-1).astype(bool)
-    terminals = data.pop("terminals").reshape(-1).astype(bool)
-    data["rewards"] = data["rewards"].reshape(-1)
+    A step at a time limit is left out: what follows it is of the next episode. Raises ValueError
+    where the file is damaged or of another task."""
+    try:
+        with h5py.File(path) as file:
+            keys = ("observations", "actions", "rewards", "terminals", "timeouts")
+            observations, actions, *flat = (file[key][:] for key in keys)
+    except Exception as error:  # whatever a damaged file makes h5py raise
+        raise ValueError(f"{path} is damaged or not D4RL's: {error}") from error
+    rewards, terminals, timeouts = (array.reshape(-1) for array in flat)
+    n = len(rewards)
+    shapes = [x.shape for x in (observations, actions, terminals, timeouts)]
+    spaces = [env.observation_space.shape, env.action_space.shape, (), ()]
+    if n < 2 or shapes != [(n, *space) for space in spaces]:
+        raise ValueError(f"{path} is not of {env.name}: {n} rewards beside arrays of {shapes}")
+    terminals, timeouts = terminals.astype(bool), timeouts.astype(bool)
     keep = np.flatnonzero(~timeouts[:-1])
-    data["next_observations"] = data["observations"][1:]
-    data = {key: value[keep].astype(np.float32, copy=False) for key, value in data.items()}
-    if "antmaze" in name:
-        data["rewards"] -= 1
-    data["masks"] = 1 - terminals[keep].astype(np.float32)
+    antmaze = "antmaze" in env.name
     # an episode of AntMaze's data goes on at the goal, one of Adroit's ends at a terminal state
-    last = timeouts[keep + 1] | terminals[keep] & ("antmaze" not in name)
+    last = timeouts[keep + 1] | terminals[keep] & (not antmaze)
     last[-1:] = True
-    return data | {"terminals": last.astype(np.float32)}
-
-
-def source_of_dataset(path):
-    """Where a D4RL file says that it came from: tools/collect.py marks its own. Raises OSError."""
-    with h5py.File(path) as file:
-        return str(file.attrs.get("source", "official or unknown"))
+    data = {
+        "observations": observations[keep],
+        "actions": actions[keep],
+        "next_observations": observations[keep + 1],
+        "rewards": rewards[keep] - antmaze,
+        "masks": ~terminals[keep],
+        "terminals": last,
+    }
+    return {key: value.astype(np.float32, copy=False) for key, value in data.items()}
