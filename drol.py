@@ -210,7 +210,8 @@ def losses(networks, batch, noise, args):
         actor, critic, target_critic, batch, noise["next_z"], args.discount, args.q_agg
     )
     loss_a, metrics_a = actor_loss(actor, critic, batch, noise["candidate_z"], args.bc_coef)
-    return loss_c + loss_a, metrics_c | metrics_a
+    metrics = metrics_c | metrics_a
+    return loss_c + loss_a, {name: value.detach() for name, value in metrics.items()}
 
 
 def update(networks, optimizer, batch, noise, args, loss_fn=losses):
@@ -223,7 +224,7 @@ def update(networks, optimizer, batch, noise, args, loss_fn=losses):
     with torch.no_grad():  # (8) before the step, as in the released code
         torch._foreach_lerp_(target, source, args.tau)
     optimizer.step()  # (9)
-    return {name: value.detach() for name, value in metrics.items()}
+    return metrics
 
 
 @torch.no_grad()

@@ -214,7 +214,8 @@ def losses(networks, batch, noise, args):
     loss_a, metrics_a = actor_loss(
         actor, flow, critic, batch, noise["z"], args.flow_steps, args.alpha, args.normalize_q
     )
-    return loss_c + loss_f + loss_a, metrics_c | metrics_f | metrics_a
+    metrics = metrics_c | metrics_f | metrics_a
+    return loss_c + loss_f + loss_a, {name: value.detach() for name, value in metrics.items()}
 
 
 def update(networks, optimizer, batch, noise, args, loss_fn=losses):
@@ -227,7 +228,7 @@ def update(networks, optimizer, batch, noise, args, loss_fn=losses):
     with torch.no_grad():  # (9) before the step, as in the released code
         torch._foreach_lerp_(target, source, args.tau)
     optimizer.step()  # (10)
-    return {name: value.detach() for name, value in metrics.items()}
+    return metrics
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Tests of tools/rollout.py: what it plays, prints and records."""
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,17 +58,13 @@ def refusal(*args):
     return message
 
 
-def seed_of(seed, episode):
-    return drol.make_generator("cpu", seed, episode).initial_seed()
-
-
 def test_every_episode_is_another_one_and_its_numbers_are_known(corridors, capsys, tmp_path):
     train(tmp_path, steps=1)
     rows = play(capsys, tmp_path / "checkpoint.pt", "--episodes", 6, "--seed", 4)
     names = [f"episode{i}" for i in range(6)]
     assert list(rows) == [*names, "mean"]
     env = corridors[-1]
-    assert [seed for seed, _ in env.played] == [seed_of(4, i) for i in range(6)]
+    assert [seed for seed, _ in env.played] == [drol.make_seed(4, i) for i in range(6)]
     for name, (seed, actions) in zip(names, env.played, strict=True):
         length, success = outcome(seed)
         total = actions[:, 0].sum() - length
@@ -136,8 +134,6 @@ def test_mistakes_are_refused(corridors, tmp_path):
     train(tmp_path, steps=1)
     checkpoint = tmp_path / "checkpoint.pt"
     assert "none.pt" in refusal(tmp_path / "none.pt")
-    for flags in (["--episodes", 0], ["--seed", -1], ["--fps", 0], ["--video-episodes", 0]):
-        assert flags[0] in refusal(checkpoint, *flags)
     assert ".gif or .mp4" in refusal(checkpoint, "--video", "film.avi")
     (tmp_path / "half.pt").write_bytes(checkpoint.read_bytes()[:1000])
     assert "half.pt" in refusal(tmp_path / "half.pt")
@@ -145,14 +141,71 @@ def test_mistakes_are_refused(corridors, tmp_path):
     assert "other.pt" in refusal(tmp_path / "other.pt")
 
 
+FLAGS = [["--episodes", "0"], ["--seed", "-1"], ["--fps", "0"], ["--fps", "101"]]
+
+
+@pytest.mark.parametrize("flags", [*FLAGS, ["--video-episodes", "0"]], ids=" ".join)
+def test_numbers_out_of_range_are_refused(flags, capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        rollout.main([str(tmp_path / "checkpoint.pt"), *flags])
+    assert exit.value.code == 2
+    assert flags[0].strip("-").replace("-", "_") in capsys.readouterr().err
+
+
 def test_where_nothing_can_draw_it_is_told_before_playing(corridors, monkeypatch, tmp_path):
     train(tmp_path, steps=1)
     answer_of_the_probe(monkeypatch, 1)
-    message = refusal(tmp_path / "checkpoint.pt", "--video", tmp_path / "a.gif")
-    assert "MUJOCO_GL=disable" in message
-    monkeypatch.delenv("MUJOCO_GL")
     assert "EGL" in refusal(tmp_path / "checkpoint.pt", "--video", tmp_path / "a.gif")
     assert not (tmp_path / "a.gif").exists()
+
+
+@pytest.mark.parametrize("screen, tried", [
+    ("", ["disabled", "egl", "osmesa"]), (":0", ["disabled", "glfw", "egl", "osmesa"]),
+])  # fmt: skip
+def test_it_draws_whatever_mujoco_gl_was_set_to(monkeypatch, tidy, tmp_path, screen, tried):
+    """As by training in this process, which draws nothing. The first that can draw is taken."""
+    seen = []
+
+    def run(*args, **options):
+        seen.append(os.environ["MUJOCO_GL"])
+        return subprocess.CompletedProcess(args, int(seen[-1] != "osmesa"))
+
+    monkeypatch.setattr(rollout, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", screen)
+    monkeypatch.setenv("MUJOCO_GL", "disabled")
+    rollout.prepare_video(tmp_path / "a.gif")
+    assert seen == tried and os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_scores_alone_need_no_renderer(corridors, monkeypatch, capsys, tmp_path):
+    train(tmp_path, steps=1)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    play(capsys, tmp_path / "checkpoint.pt", "--episodes", 1)
+    assert os.environ["MUJOCO_GL"] == "disabled"
+
+
+def test_a_terminal_that_cannot_show_the_path(corridors, renderer, monkeypatch, tmp_path):
+    train(tmp_path, steps=1)
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    path = tmp_path / "caf\u00e9.gif"
+    rollout.main([str(tmp_path / "checkpoint.pt"), "--episodes", "1", "--video", str(path)])
+    screen.flush()
+    assert rb"caf\xe9.gif" in screen.buffer.getvalue() and path.exists()
+
+
+def test_the_published_checkpoint_plays(capsys, tidy, monkeypatch):
+    """The actor alone, whose actions are those of the run that it is from."""
+    path = ROOT / "results" / "reproduction" / "cube-single-drol-k16.pt"
+    saved = torch.load(path, weights_only=True)
+    assert list(saved) == ["algorithm", "env_name", "dims", "networks"]
+    assert all(name.startswith("actor.") for name in saved["networks"])
+    observations = np.random.default_rng(0).normal(size=(1000, 28))
+    actions = drol.load_policy(path, seed=3)(observations)
+    assert actions.sum(dtype=np.float64) == pytest.approx(-1376.00599, abs=0.01)
+    rows = play(capsys, path, "--episodes", 1)
+    assert rows["mean"]["score"] == 100 and rows["mean"]["length"] == -rows["mean"]["return"] + 1
 
 
 @pytest.mark.slow
@@ -170,7 +223,7 @@ def test_as_a_process_of_its_own(finished, tmp_path):
 
 
 def test_d4rls_checkpoints_play_too(d4rl_dir, tmp_path, capsys, tidy, monkeypatch):
-    drol.main(command(d4rl_dir, tmp_path, "--eval-episodes", 1, env_id=ADROIT))
+    drol.main(command(d4rl_dir, tmp_path, env_id=ADROIT))
     checkpoint = run_of(tmp_path) / "checkpoint.pt"
     rows = play(capsys, checkpoint, "--episodes", 1)
     score = drol.make_env(ADROIT).unwrapped.get_normalized_score(rows["mean"]["return"]) * 100

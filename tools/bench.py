@@ -1,183 +1,197 @@
 """Times an update and an action of DROL for several K and of FQL, beside a floor for the update.
 
-    python tools/bench.py --k 1 4 8 16 32 64 --observation-dim 69 --action-dim 21
+    python tools/bench.py --k 1 16 64
 
-Each method runs in a process of its own, on random data, through the functions that training uses.
-Times are medians of torch.utils.benchmark, after its warm-up:
+Random data, and the functions that training uses, eager and compiled; on a GPU at each
+--matmul-precision too. Where there is a GPU it is used, but with CUDA_VISIBLE_DEVICES="". Columns:
 
-update_ms      one update with its batch and noise
-floor_ms       the multiply-adds of the update's matrix products, at the float32 rate of the product
-               (batch x K) x width x width, measured in the same process (gflop_per_s)
+update_ms      one update with its batch and noise, the median of blocks of updates
+floor_ms       the multiply-adds of the update's matrix products, at the rate of the product
+               (batch x K) x width x width, measured beside it (gflop_per_s)
 ratio          update_ms / floor_ms
 action_ms      acting on one observation
-peak_mb        the process's memory (CPU) or torch's (GPU)
 
 With F = 2 x batch x weights, the floor counts (K + 4) F_actor + 12 F_critic; at K = 1, where there
 is nothing to route, 4 F_actor + 12 F_critic; for FQL 13 F_flow + 4 F_actor + 12 F_critic.
 """
 
-import multiprocessing
-import resource
+import itertools
+import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 import tyro
-from torch.utils import benchmark
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where drol.py and fql.py are
+
 import drol  # noqa: E402
 import fql  # noqa: E402
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+HARDWARE = torch.cuda.get_device_name() if GPU else f"CPU, {torch.get_num_threads()} threads"
 
 
 @dataclass
 class Args:
-    k: tuple[int, ...] = (1, 4, 8, 16, 32, 64)  # numbers of candidates
-    fql: bool = True  # measure FQL as well
-    observation_dim: int = 69  # humanoidmaze's
-    action_dim: int = 21
-    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    batch_size: int = 256
-    routing_dtype: Literal["float32", "bfloat16"] = "float32"  # precision of DROL's routing
-    seconds: float = 5.0  # how long each time is measured
-    compile: Literal["on", "off"] = "off"  # as in training
-    device: str = "auto"  # auto (the GPU if there is one), cpu, cuda or cuda:N
+    k: tuple[PositiveInt, ...] = (1, 16, 64)  # numbers of candidates
+    matmul_precision: tuple[Literal["highest", "high", "medium"], ...] = (
+        ("highest", "high", "medium") if GPU else ("highest",)
+    )
+    observation_dim: PositiveInt = 69  # humanoidmaze's
+    action_dim: PositiveInt = 21
+    hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)
+    batch_size: PositiveInt = 256
+    seconds: PositiveFloat = 5.0  # how long each time is measured
+
+
+@dataclass
+class BenchArgs(Args):
+    compile: bool = True  # time compiled updates as well; needs a compiler
     out: Path = Path("runs/bench.csv")
 
 
-def median_ms(function, seconds):
-    """Median wall time of one call in ms. The timer waits for the GPU."""
-    timer = benchmark.Timer("function()", globals={"function": function},
-                            num_threads=torch.get_num_threads())
-    return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
+def methods(args):
+    """(name, program, its settings) of each method."""
+    sizes = {"batch_size": args.batch_size, "hidden_dims": args.hidden_dims}
+    chosen = [(f"DROL K = {k}", drol, {"k": k}) for k in args.k]
+    for name, program, flags in [*chosen, ("FQL", fql, {})]:
+        settings = program.Args("humanoidmaze-medium", **sizes, **flags)
+        program.resolve(settings)
+        yield name, program, settings
 
 
-def random_data(args, generator):
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator, device=generator.device) * 2 - 1
-
-    rows = 10_000
-    return {"observations": rand(rows, args.observation_dim),
-            "actions": rand(rows, args.action_dim),
-            "next_observations": rand(rows, args.observation_dim),
-            "rewards": rand(rows), "masks": torch.ones(rows, device=generator.device)}
+def make_run(program, settings, args, folder):
+    """A run as training holds it, at its start or its checkpoint in the folder."""
+    dims = (args.observation_dim, args.action_dim, args.hidden_dims)
+    return program.Run(settings, "random data", Path(folder), dims)
 
 
-def update_flops(networks, batch_size, k):
-    """Multiply-adds, times two, of the matrix products that an update cannot do without."""
-    def flops(network):
-        weights = sum(p.numel() for p in network.parameters() if p.ndim == 2)
-        return 2 * batch_size * weights
-
-    total = 4 * flops(networks["actor"]) + 12 * flops(networks["critic"][0])
-    if k is None:
-        total += 13 * flops(networks["flow"])
-    elif k > 1:
-        total += k * flops(networks["actor"])
-    return total
+def random_data(args, rows=10_000):
+    """What load_data returns, of random numbers in [0, 1]."""
+    shapes = {
+        "observations": (rows, args.observation_dim),
+        "actions": (rows, args.action_dim),
+        "next_observations": (rows, args.observation_dim),
+        "rewards": (rows,),
+        "masks": (rows,),
+    }
+    return {key: torch.rand(shape, device=DEVICE) for key, shape in shapes.items()}
 
 
-def measure(args, k):
-    """One row of the CSV. k: None for FQL."""
-    program = fql if k is None else drol
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if args.device == "auto" and has_gpu else
-                          args.device.replace("auto", "cpu"))
-    settings = program.Args(env_id="", batch_size=args.batch_size, hidden_dims=args.hidden_dims)
-    settings.discount, settings.q_agg = 0.99, "mean"
-    settings.bc_coef, settings.alpha, settings.k = 1.0, 10.0, k
-    settings.routing_dtype = args.routing_dtype
-    networks = program.make_networks(args.observation_dim, args.action_dim, args.hidden_dims,
-                                     torch.Generator().manual_seed(0)).to(device)
-    optimizer = torch.optim.Adam(networks.parameters(), lr=settings.lr, fused=True)
-    generator = torch.Generator(device).manual_seed(0)
-    data = random_data(args, generator)
-    losses = torch.compile(program.losses) if args.compile == "on" else program.losses
+def make_update(program, run, data, loss_fn):
+    """A function without arguments: the next update of a run, as in training."""
 
     def update():
-        index = torch.randint(len(data["rewards"]), (args.batch_size,), generator=generator,
-                              device=device)
-        batch = {key: tensor[index] for key, tensor in data.items()}
-        noise = program.sample_noise(args.batch_size, args.action_dim, settings, generator)
-        program.update(networks, optimizer, batch, noise, settings, losses)
+        batch = program.sample_batch(data, run.args.batch_size, run.batch_generator)
+        noise = program.sample_noise(run.args, run.dims[1], run.noise_generator)
+        return program.update(run.networks, run.optimizer, batch, noise, run.args, loss_fn)
 
-    update_ms = median_ms(update, args.seconds)
-    if device.type == "cuda":
-        peak, name = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        name = f"CPU, {torch.get_num_threads()} threads"
+    return update
 
-    observation = torch.zeros(args.observation_dim).numpy()
-    actor = networks["actor"]
-    action_ms = median_ms(lambda: program.act(actor, observation, args.action_dim, generator),
-                          args.seconds / 5)
 
-    rows, width = args.batch_size * (k or 1), max(args.hidden_dims)
-    left, right = torch.rand(rows, width, device=device), torch.rand(width, width, device=device)
-    out = torch.empty(rows, width, device=device)
-    product_ms = min(median_ms(lambda: torch.mm(left, right, out=out), args.seconds / 10)
-                     for _ in range(3))
-    flop_per_ms = 2 * rows * width**2 / product_ms
-    floor_ms = update_flops(networks, args.batch_size, k) / flop_per_ms
+def median_ms(function, seconds):
+    """Median wall time of a call in ms. A GPU is waited for at the ends of a block of calls, since
+    training goes on while it works."""
+    wait = torch.cuda.synchronize if GPU else lambda: None
+    block = 50 if GPU else 1
+    times = []
+    for _ in range(5):  # compiles, and records CUDA graphs
+        function()
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        wait()
+        start = time.perf_counter()
+        for _ in range(block):
+            function()
+        wait()
+        times.append((time.perf_counter() - start) / block)
+    return 1e3 * statistics.median(times)
+
+
+def floor_flops(run):
+    """Multiply-adds, times two, of the matrix products that an update cannot do without."""
+    args = run.args
+    flops = {
+        name: 2 * args.batch_size * sum(p.numel() for p in network.parameters() if p.ndim == 2)
+        for name, network in run.networks.items()
+    }
+    total = 4 * flops["actor"] + 6 * flops["critic"]  # of two networks
+    if "flow" in flops:
+        return total + (args.flow_steps + 3) * flops["flow"]
+    return total + (args.k * flops["actor"] if args.k > 1 else 0)
+
+
+def measure(program, settings, compiled, args):
+    """The times of one row."""
+    torch.compiler.reset()  # else the limit of recompilations ends in eager
+    mode = "reduce-overhead" if GPU else "default"  # as in the programs
+    loss_fn = torch.compile(program.losses, mode=mode) if compiled else program.losses
+    with TemporaryDirectory() as folder:
+        run = make_run(program, settings, args, folder)
+        run.writer.close()
+    update_ms = median_ms(make_update(program, run, random_data(args), loss_fn), args.seconds)
+
+    observation, actor = np.zeros(args.observation_dim), run.networks["actor"]
+    act = lambda: program.act(actor, observation, args.action_dim, run.noise_generator)
+    action_ms = median_ms(act, args.seconds / 5)
+
+    rows, width = args.batch_size * getattr(settings, "k", 1), max(1, *args.hidden_dims)
+    left = torch.rand(rows, width, device=DEVICE)
+    right = torch.rand(width, width, device=DEVICE)
+    flop_per_ms = 2 * rows * width**2 / median_ms(lambda: left @ right, args.seconds / 5)
+    floor_ms = floor_flops(run) / flop_per_ms
     return {
-        "method": "FQL" if k is None else f"DROL K = {k}",
         "update_ms": round(update_ms, 3),
         "floor_ms": round(floor_ms, 3),
         "ratio": round(update_ms / floor_ms, 3),
         "action_ms": round(action_ms, 4),
-        "peak_mb": round(peak / 2**20),
         "gflop_per_s": round(flop_per_ms / 1e6, 1),
-        "mode": "compile" if args.compile == "on" else "eager",
-        "routing_dtype": "" if k is None else args.routing_dtype,
-        "device": name,
+    }
+
+
+def show(cells):
+    """Prints one line of a table."""
+    print("".join(f"{cell!s:<17}" for cell in cells), flush=True)
+
+
+def main(argv=None):
+    args = tyro.cli(BenchArgs, args=argv, description=__doc__.split("\n\n")[0])
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.open("a").close()  # fails now rather than after the first row
+    except OSError as error:
+        sys.exit(f"error: --out {args.out} cannot be written: {error.strerror}")
+    sizes = {
+        "device": HARDWARE,
         "batch_size": args.batch_size,
         "hidden_dims": " ".join(map(str, args.hidden_dims)),
         "observation_dim": args.observation_dim,
         "action_dim": args.action_dim,
-        "seconds": args.seconds,
         "torch": torch.__version__,
     }
-
-
-def check(args):
-    """Raises UserError for what cannot be measured."""
-    if not args.k and not args.fql:
-        raise drol.UserError("give --k, --fql or both")
-    counts = [*args.k, *args.hidden_dims, args.batch_size, args.observation_dim, args.action_dim]
-    if min(counts) < 1 or not args.hidden_dims or args.seconds <= 0:
-        raise drol.UserError("give 1 or more to --k, --batch-size, --hidden-dims and the "
-                             "dimensions, and more than 0 to --seconds")
-    if args.device != "auto":
-        try:
-            torch.zeros(1, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise drol.UserError(f"--device {args.device} does not work ({error})") from error
-
-
-def main(argv=None):
-    args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    methods = list(args.k)
-    if args.fql:
-        methods.append(None)
+    print(*sizes.values(), sep=", ")
+    modes = ("eager", "compile") if args.compile else ("eager",)
     rows = []
-    try:
-        check(args)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-            for k in methods:
-                rows.append(pool.submit(measure, args, k).result())
-                print("{method:<12} {update_ms:>9} ms per update, floor {floor_ms:>9} ms, ratio "
-                      "{ratio}; {action_ms} ms per action; {peak_mb} MB; {mode}".format(**rows[-1]),
-                      flush=True)
-                pd.DataFrame(rows).to_csv(args.out, index=False)
-    except (drol.UserError, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    cases = itertools.product(methods(args), args.matmul_precision, modes)
+    for (name, program, settings), precision, mode in cases:
+        torch.set_float32_matmul_precision(precision)
+        row = {"method": name, "mode": mode, "matmul_precision": precision}
+        row |= measure(program, settings, mode == "compile", args)
+        if not rows:
+            show(row)
+        show(row.values())
+        rows.append(row | sizes)
+        pd.DataFrame(rows).to_csv(args.out, index=False)
     print(args.out)
 
 

@@ -11,24 +11,29 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
+from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where drol.py and fql.py are
+
+import drol  # noqa: E402
+import fql  # noqa: E402
 
 
 @dataclass
 class Args:
     checkpoint: tyro.conf.Positional[Path]  # a run's checkpoint.pt, or one of its snapshots
-    episodes: int = 10  # episodes to play
-    seed: int = 0  # seed of the episodes and of the policy's noise
+    episodes: PositiveInt = 10  # episodes to play
+    seed: NonNegativeInt = 0  # seed of the episodes and of the policy's noise
     video: Path | None = None  # file to record to, .gif or .mp4
-    video_episodes: int = 1  # episodes to record, from the first on
-    fps: int = 20  # frames per second, one per step; 20 is real time for cube, scene and puzzle
+    video_episodes: PositiveInt = 1  # episodes to record, from the first on
+    fps: Annotated[int, Field(ge=1, le=100)] = 20  # frames, one per step, per second; 20: real time
 
 
 PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
@@ -47,29 +52,24 @@ def prepare_video(path):
         fail(f"--video {path} needs {' and '.join(modules)}: pip install 'imageio[ffmpeg]'")
     path.parent.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=path.parent).close()  # fails now rather than after the episodes
-    given = os.environ.get("MUJOCO_GL")
-    display = ["glfw"] if os.environ.get("DISPLAY") or sys.platform != "linux" else []
-    for name in [given] if given else [*display, "egl", "osmesa"]:
-        os.environ["MUJOCO_GL"] = name
-        probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, check=False)
-        if probe.returncode == 0:
-            return
-    if given:
-        fail(f"--video: MuJoCo cannot draw with MUJOCO_GL={given}; unset it")
+    screen = os.environ.get("DISPLAY") or sys.platform != "linux"
+    for name in [os.environ.get("MUJOCO_GL"), "glfw" if screen else None, "egl", "osmesa"]:
+        if name:
+            os.environ["MUJOCO_GL"] = name
+            probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, check=False)
+            if probe.returncode == 0:
+                return
     fail("--video: MuJoCo can draw with neither EGL nor OSMesa: apt-get install libegl1")
-
-
 def load(path, seed):
-    """The module that made a checkpoint, its environment and its policy."""
+    """The program that made a checkpoint, its environment and its policy."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        module = importlib.import_module({"drol": "drol", "fql": "fql"}[saved["algorithm"]])
-        return module, module.make_env(saved["env"]["name"]), module.load_policy(path, seed=seed)
-    except ImportError as error:  # of what D4RL's tasks need
-        fail(str(error))
+        program, env_name = {"drol": drol, "fql": fql}[saved["algorithm"]], saved["env_name"]
+        policy = program.load_policy(path, seed=seed)
     except Exception as error:  # whatever a broken file makes its readers raise
         why = "missing, damaged or of neither drol.py nor fql.py"
         fail(f"checkpoint {path} is {why}: {error!r:.90}")
+    return program, program.make_env(env_name), policy
 
 
 def play(env, policy, seed, frames=None):
@@ -112,10 +112,8 @@ def write_video(path, frames, fps):
 
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    if min(args.episodes, args.video_episodes, args.seed + 1) < 1 or not 1 <= args.fps <= 100:
-        fail("give --episodes and --video-episodes 1 or more, --seed 0 or more, --fps 1 to 100")
-    warnings.simplefilter("ignore")
-    sys.unraisablehook = lambda _: None  # libraries complain as their objects are thrown away
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show
+    sys.unraisablehook = lambda _: None  # MuJoCo's renderer complains as it is thrown away
     line = "{:<12} score {:5.1f}  return {:8.1f}  length {:6.1f}"
     recorded = min(args.video_episodes, args.episodes) if args.video else 0
     rows, frames = [], []
@@ -123,20 +121,22 @@ def main(argv=None):
         if args.video:
             prepare_video(args.video)
         else:
-            os.environ["MUJOCO_GL"] = "disable"  # scores need no renderer
-        module, env, policy = load(args.checkpoint, args.seed)
+            os.environ["MUJOCO_GL"] = "disabled"  # scores need no renderer
+        program, env, policy = load(args.checkpoint, args.seed)
         for i in range(args.episodes):
-            seed = module.make_generator("cpu", args.seed, i).initial_seed()
+            seed = program.make_seed(args.seed, i)
             rows.append(play(env, policy, seed, frames if i < recorded else None))
             print(line.format(f"episode {i}", *rows[-1]), flush=True)
             if i + 1 == recorded:
                 write_video(args.video, frames, args.fps)
+    except ImportError as error:  # of what D4RL's tasks need
+        fail(str(error))
     except OSError as error:
         reason = str(error).partition("\n")[0]  # ffmpeg adds its whole log
         fail(f"--video {args.video} cannot be written: {reason}" if args.video else reason)
     except KeyboardInterrupt:
         sys.exit(130)
-    print(line.format("mean", *torch.tensor(rows, dtype=torch.float64).mean(0).tolist()))
+    print(line.format("mean", *np.mean(rows, axis=0)))
 
 
 if __name__ == "__main__":
