@@ -4,7 +4,6 @@ they name, code runs, commands are ones that the programs take."""
 import csv
 import functools
 import importlib
-import json
 import re
 import shlex
 import statistics
@@ -17,7 +16,6 @@ import pandas as pd
 import pytest
 import torch
 import tyro
-from scipy import stats
 
 import drol
 import fql
@@ -106,109 +104,62 @@ def test_links_lead_to_files_and_headings(page):
 # -------------------- numbers
 
 
-def check_released(rows):
-    """Each cell: a seed's success rates in the order of the updates."""
-    curves = pd.read_csv(ROOT / "results" / "released_code" / "curves.csv")
-    curves = curves[curves.metric == "success"].sort_values("step")
-    methods = {"DROL(4)": "drol-k4", "FQL": "fql-alpha300"}
-    expected = {}
-    for (method, code, seed), run in curves.groupby(["method", "code", "seed"]):
-        expected[method, code, f"seed {seed}"] = run.value.tolist()
+def scores(task, method, updates):
+    """Of each seed's record, the mean of the last three evaluations up to a number of updates."""
+    found = []
+    for path in (ROOT / "results/reproduction/records" / task / method).glob("seed*/eval.csv"):
+        table = pd.read_csv(path)
+        table = table[table.step <= updates]
+        if table.step.max() == updates:
+            found.append(table.score[-3:].mean())
+    return found
+
+
+def check_results(rows):
+    """Means over the seeds that have this number of updates, beside the published score."""
+    weights = {"DROL(16)": "drol-k16-bc_coef{:g}", "FQL": "fql-alpha{:g}"}
     for row in rows:
-        method, code = row.pop("").split(", ")
-        for seed, cell in row.items():
-            key = methods[method], {"here": "ours"}.get(code, code), seed
-            assert [float(x) for x in cell.split()] == expected.pop(key)
-    assert not expected
-
-
-METHODS = {
-    "DROL(16)": "drol-k16",
-    "FQL": "fql",
-    "FQL, released code": "fql-released-code",
-    "FQL, released random numbers": "fql-released-random-numbers",
-}
-
-
-def check_reproduction(rows):
-    """Of each run its last evaluation, which its record has too, beside the published score."""
-    table = pd.read_csv(ROOT / "results" / "reproduction" / "table.csv")
-    table = table[table.method.isin(["DROL(16)", "FQL"])]
-    expected = table.loc[table.groupby(["task", "method"]).updates.idxmax()]
-    assert len(rows) == len(expected)
-    for row in rows:
-        ours = expected[(expected.task == row["task"]) & (expected.method == row["method"])].iloc[0]
-        score, low, high = re.fullmatch(r"(.*) \((.*) to (.*)\)", row["here"]).groups()
-        assert agrees(score, ours.score) and agrees(low, ours.low) and agrees(high, ours.high)
-        assert row["updates here"] == f"{ours.updates:,}"
-        method = METHODS[row["method"]]
-        record = f"results/reproduction/records/{row['task']}/{method}/seed{ours.seed}/eval.csv"
-        assert agrees(score, find(record, step=str(ours.updates))["score"])
-        full = row["task"].replace("-task", "-singletask-task")
-        full = full if full.endswith("-v1") else f"{full}-v0"
+        name, _, updates = row["task and updates"].partition(", ")
+        program = drol if row["method"] == "DROL(16)" else fql
+        family, _, number = name.partition("-task")
+        args = program.Args(env_id=family, task=int(number) if number else None)
+        env_name, _ = program.resolve(args)
+        weight = args.bc_coef if program is drol else args.alpha
+        folder = weights[row["method"]].format(weight)
+        released = folder.replace("fql-", "fql-released-").replace("drol-", "drol-released-")
+        for column, method in (("here (seeds)", folder), ("released code (seeds)", released)):
+            expected = scores(env_name, method, int(updates.replace(",", "")))
+            assert bool(row[column]) == bool(expected), (row, expected)
+            if expected:
+                score, seeds = re.fullmatch(r"(.*) \((\d+)\)", row[column]).groups()
+                assert agrees(score, np.mean(expected)) and int(seeds) == len(expected)
         path = "testdata/published_per_task.csv"
-        if row["published"] == "averages only":
-            assert not [x for x in read(path) if (x["task"], x["method"]) == (full, row["method"])]
-        else:
-            published = find(path, task=full, method=row["method"])
-            pattern = r"(.*) ± (.*) \((.*) updates\)"
-            mean, spread, updates = re.fullmatch(pattern, row["published"]).groups()
-            assert agrees(mean, published["mean"]) and agrees(spread, published["spread"])
-            assert updates == ("500,000" if full.endswith("-v1") else "1,000,000")
+        published = [x for x in read(path) if (x["task"], x["method"]) == (env_name, row["method"])]
+        assert bool(row["published"]) == bool(published)
+        assert not published or agrees(row["published"], published[0]["mean"])
 
 
-def check_curves(task, rows):
-    """Each cell: a run's evaluation and its interval."""
-    folder = "results/reproduction"
+def check_published(rows):
+    """The papers' scores, and what they were made with."""
+    assert {row["family"] for row in rows} == drol.PUBLISHED.keys() & PAPER
     for row in rows:
-        updates = row.pop("updates").replace(",", "")
-        for method, cell in row.items():
-            if not cell:
-                continue
-            score, _, interval = cell.partition(" (")
-            low, high = interval.rstrip(")").split(" to ")
-            if method == "public re-run":
-                found = find(f"{folder}/public_fql.csv", updates=updates)
-            else:
-                run = METHODS[method]
-                config = ROOT / folder / "records" / task / run / "seed0" / "config.json"
-                data = json.loads(config.read_text())["data"]
-                values = {"task": task, "method": method, "seed": "0", "updates": updates}
-                found = find(f"{folder}/table.csv", data=data["fingerprint"], **values)
-            assert agrees(score, found["score"])
-            assert agrees(low, found["low"]) and agrees(high, found["high"])
-
-
-def check_seeds(rows):
-    """Each cell: the score after 5,000 updates of a seed on the data of the newest runs."""
-    table = pd.read_csv(ROOT / "results" / "reproduction" / "table.csv")
-    table = table[(table.task == "door-expert-v1") & (table.updates == 5000)]
-    table = table[table.data == table[table.method == "FQL, released code"].data.iloc[0]]
-    expected = {(x.method, str(x.seed)): x.score for x in table.itertuples()}
-    expected = {key: score for key, score in expected.items() if key[0] != "DROL(16)"}
-    for row in rows:
-        seed = row.pop("seed")
-        for method, cell in row.items():
-            assert not cell or agrees(cell, expected.pop((method, seed)))
-    assert not expected
+        check_setting(row, family=row["family"], task="1")
+        star = find(SETTINGS, family=row["family"], task="1", suite="DROL*")
+        assert row["K of DROL*"] == star["k"]
+        published = find("testdata/published_results.csv", group=row["family"])
+        assert all(agrees(row[name], published[column]) for name, column in COLUMNS.items())
 
 
 def check_settings(rows):
-    assert sorted(row["family"] for row in rows) == sorted(drol.PRESETS.keys() & PAPER)
+    assert {row["family"] for row in rows} == drol.PUBLISHED.keys() & PAPER
     for row in rows:
-        family = row["family"]
-        preset, other = drol.PRESETS[family], fql.PRESETS[family]
-        discount = f"{preset.discount}"
-        if other.discount != preset.discount:
-            discount += f" (FQL {other.discount})"
-        assert (row["dataset"], row["discount"]) == (preset.dataset, discount)
-        assert row["default task"] == str(preset.default_task)
-        check_setting(row, family=family, task=row["default task"])
-        star = find(SETTINGS, family=family, task="1", suite="DROL*")
-        assert row["K*"] == star["k"]
-        scores = find("testdata/published_results.csv", group=family)
-        for name, column in COLUMNS.items():
-            assert agrees(row[name], scores[column])
+        ours, theirs = drol.PUBLISHED[row["family"]], fql.PUBLISHED[row["family"]]
+        discount = f"{ours[2]}" + (f" (FQL {theirs[2]})" if theirs[2] != ours[2] else "")
+        expected = {"dataset": ours[0], "default task": f"{ours[1]}", "discount": discount}
+        assert expected.items() <= row.items()
+        check_setting(row, family=row["family"], task=row["default task"])
+        star = find(SETTINGS, family=row["family"], task="1", suite="DROL*")
+        assert row["DROL*"] == f"`--k {star['k']}`"
 
 
 def check_setting(row, **keys):
@@ -221,13 +172,13 @@ def check_setting(row, **keys):
 
 def check_d4rl_settings(rows):
     names = [name for row in rows for name in row["task"].split(", ")]
-    assert sorted(names) == sorted(drol.D4RL)
+    assert sorted(names) == sorted(x for x, row in drol.PUBLISHED.items() if not row[0])
     for row in rows:
         for name in row["task"].split(", "):
             check_setting(row, full_name=name)
             star = find(SETTINGS, full_name=name, suite="DROL*")
             flags = ["--k", star["k"]]
-            if float(star["bc_coef"]) != drol.D4RL[name]:
+            if float(star["bc_coef"]) != drol.PUBLISHED[name][-1]:
                 flags += ["--bc-coef", star["bc_coef"]]
             assert row["DROL*"].strip("`").split() == flags
 
@@ -256,6 +207,33 @@ def check_speed(rows):
         assert len(cell) == len(factors) and all(map(agrees, cell, factors)), factors
 
 
+def check_toy(rows):
+    """Means over seeds at the weight of the picture."""
+    table = pd.read_csv(ROOT / "results/toy/toy.csv")
+    table = table[table.weight.isna() | (table.weight == 30)]
+    assert [row[""] for row in rows] == ["data", "DROL, K = 1", "DROL, K = 16", "FQL"]
+    for row in rows:
+        runs = table[table.method == row[""]]
+        assert len(runs) == (1 if row[""] == "data" else 5)
+        assert agrees(row["mean Q"], runs.mean_q.mean())
+        assert agrees(row["share in the support"], runs.in_support.mean())
+        assert set(runs.modes_covered) == {int(row["modes covered"])}
+
+
+def check_ksweep(rows):
+    for row in rows:
+        method = f"drol-k{row['K']}-bc_coef10"
+        folder = "results/local/records/cube-single-play-singletask-task2-v0"
+        found = []
+        for seed in (0, 1):
+            path = ROOT / folder / method / f"seed{seed}" / "eval.csv"
+            assert path.exists() == bool(row[f"seed {seed}"])
+            if path.exists():
+                found.append(pd.read_csv(path).score[-3:].mean())
+                assert agrees(row[f"seed {seed}"], found[-1])
+        assert agrees(row["mean"], np.mean(found))
+
+
 def check_random(rows):
     path = "results/d4rl_random.csv"
     assert [row["task"] for row in rows] == [x["env_id"] for x in read(path)]
@@ -268,10 +246,11 @@ def check_random(rows):
 def check_experts(rows):
     """Each cell: the mean normalised return and its standard error."""
     path = "results/experts/experts.csv"
-    assert [row["task"] for row in rows] == list(dict.fromkeys(x["env_id"] for x in read(path)))
-    for row in rows:
+    names = [f"{row['task']}-expert-v1" for row in rows]
+    assert names == list(dict.fromkeys(x["env_id"] for x in read(path)))
+    for name, row in zip(names, rows, strict=True):
         for actions in ("mean", "sampled"):
-            measured = find(path, env_id=row["task"], actions=actions)
+            measured = find(path, env_id=name, actions=actions)
             score, error = row[f"{actions} actions"].split(" ± ")
             assert agrees(score, measured["score"])
             assert agrees(error, measured["standard_error"])
@@ -281,18 +260,15 @@ SETTINGS = "testdata/published_settings.csv"
 PAPER = {row["group"] for row in read("testdata/published_results.csv")}
 COLUMNS = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}
 TABLES = {  # page, heading, which of its tables, check
-    "released code": ("README.md", "Results", 0, check_released),
-    "reproduction": ("README.md", "Results", 1, check_reproduction),
-    **{
-        task: ("results/reproduction/README.md", task, 0, functools.partial(check_curves, task))
-        for task in ("cube-single-play-task2", "door-expert-v1", "pen-expert-v1")
-    },
-    "seeds": ("results/reproduction/README.md", "door-expert-v1", 1, check_seeds),
-    "settings": ("README.md", "Settings", 0, check_settings),
-    "speed": ("README.md", "Speed", 0, check_speed),
-    "settings of D4RL": ("docs/data.md", "Published settings", 0, check_d4rl_settings),
-    "scores of D4RL": ("docs/data.md", "Published settings", 1, check_d4rl_scores),
-    "experts": ("docs/data.md", "Expert data, made again", 0, check_experts),
+    "results": ("README.md", "Results", 0, check_results),
+    "published scores": ("README.md", "As a baseline for a paper", 0, check_published),
+    "settings": ("docs/settings.md", "OGBench", 0, check_settings),
+    "settings of D4RL": ("docs/settings.md", "D4RL", 0, check_d4rl_settings),
+    "scores of D4RL": ("docs/data.md", "D4RL", 1, check_d4rl_scores),
+    "experts": ("results/experts/README.md", "Is D4RL.*", 0, check_experts),
+    "speed": ("docs/speed.md", "On a CPU", 0, check_speed),
+    "toy": ("results/toy/README.md", "What does routing.*", 0, check_toy),
+    "sweep of K": ("results/local/README.md", "What does K.*", 0, check_ksweep),
     "random actions": ("docs/data.md", "How near it is to MuJoCo 2.1", 0, check_random),
 }
 every_table = pytest.mark.parametrize("name", TABLES)
@@ -311,74 +287,26 @@ def test_a_changed_number_is_noticed(name):
     for match in re.finditer(r"\d(?!\d)", lines):  # the last digit of every number
         other = str((int(match[0]) + 1) % 10)
         changed = lines[: match.start()] + other + lines[match.end() :]
-        with pytest.raises((AssertionError, LookupError, OSError, ValueError)):
+        with pytest.raises((AssertionError, LookupError, OSError, ValueError, SystemExit)):
             check(rows_of(changed))
             pytest.fail(f"unnoticed: {changed.splitlines()[lines[: match.start()].count(chr(10))]}")
 
 
-def test_numbers_of_the_toy():
-    """The sentences below the animation."""
-    text = " ".join((ROOT / "README.md").read_text().split())
-    data = find("results/toy/toy.csv", method="data")
-    k16 = find("results/toy/toy.csv", method="DROL, K = 16", update="3000")
-    flow = find("results/toy/toy.csv", method="FQL", update="3000")
-    pattern = r"mean Q ([\d.]+), above the data's ([\d.]+); ([\d.]+) of its samples "
-    pattern += r".* with mean Q ([\d.]+) and ([\d.]+) in the support"
-    cells = re.search(pattern, text).groups()
-    values = (k16["mean_q"], data["mean_q"], k16["in_support"], flow["mean_q"], flow["in_support"])
-    assert all(map(agrees, cells, values)), values
-    assert float(k16["modes_covered"]) == float(flow["modes_covered"]) == 1
-
-
-def test_numbers_of_the_frontier():
-    """Of the weights whose seeds all cover all modes, the one with most samples in the support."""
-    text = " ".join((ROOT / "README.md").read_text().split())
-    pattern = r"is ([\d.]+) for DROL \(weight (\d+), mean Q ([\d.]+)\) and ([\d.]+) for FQL "
-    cells = re.search(pattern + r"\(weight (\d+), mean Q ([\d.]+)\)", text).groups()
-    table = pd.read_csv(ROOT / "results" / "toy" / "frontier.csv")
-    for name, (support, weight, q) in (("DROL, K = 16", cells[:3]), ("FQL", cells[3:])):
-        rows = table[table.method == name].groupby("weight")
-        means = rows[["mean_q", "in_support"]].mean()[rows.modes_covered.min() == 1]
-        best = means.in_support.idxmax()
-        assert float(weight) == best and (rows.seed.nunique() == 5).all()
-        assert agrees(support, means.in_support[best]) and agrees(q, means.mean_q[best])
-
-
-def test_numbers_of_the_seeds():
-    """The sentence on FQL after 5,000 updates, of both codes."""
-    text = " ".join((ROOT / "README.md").read_text().split())
-    pattern = r"(\d+) ± (\d+) over eight seeds, the released code (\d+) ± (\d+) \(p = ([\d.]+)\)"
-    *cells, p, within = re.search(pattern + r"; .* within (\d+) points", text).groups()
-    page = (ROOT / "results" / "reproduction" / "README.md").read_text()
-    seeds = pd.DataFrame(rows_of(table_lines(page, "door-expert-v1", 1))).apply(pd.to_numeric)
-    for i, name in enumerate(("FQL", "FQL, released code")):
-        assert seeds[name].count() == 8
-        assert agrees(cells[2 * i], seeds[name].mean())
-        assert agrees(cells[2 * i + 1], seeds[name].std())
-    codes = seeds["FQL"], seeds["FQL, released code"]
-    test = stats.permutation_test(codes, lambda x, y: np.mean(x) - np.mean(y), n_resamples=np.inf)
-    assert agrees(p, test.pvalue)
-    difference = seeds["FQL, released random numbers"] - seeds["FQL, released code"]
-    assert difference.count() == 4 and difference.abs().max() <= float(within)
-
-
-def test_scores_of_the_released_code():
-    """The sentence on the released FQL after as many updates as the table's last evaluations."""
-    text = " ".join((ROOT / "README.md").read_text().split())
-    pattern = r"cube-single (\d+) \(run by others\), door-expert ([\d.]+), pen-expert ([\d.]+) \("
-    public, *cells = re.search(pattern, text).groups()
-    assert agrees(public, find("results/reproduction/public_fql.csv", updates="100000")["score"])
-    for cell, task in zip(cells, ("door-expert-v1", "pen-expert-v1"), strict=True):
-        record = f"results/reproduction/records/{task}/fql-released-code/seed0/eval.csv"
-        assert agrees(cell, find(record, step="30000")["score"])
-
-
-def test_scores_of_the_demo():
-    text = " ".join((ROOT / "README.md").read_text().split())
-    count, low, high = re.search(r"(\w+) such runs .* rate of (\d+) to (\d+) %", text).groups()
-    scores = [float(row["score"]) for row in read("results/demo.csv")]
-    assert ["Seven", "Eight"].index(count) + 7 == len(scores)
-    assert agrees(low, min(scores)) and agrees(high, max(scores))
+def test_numbers_beside_the_released_code():
+    """Each cell: a seed's success rates in the order of the updates."""
+    curves = pd.read_csv(ROOT / "results" / "released_code" / "curves.csv")
+    curves = curves[curves.metric == "success"].sort_values("step")
+    methods = {"DROL(4)": "drol-k4", "FQL": "fql-alpha300"}
+    codes = {"released JAX": "released", "this code": "ours"}
+    lines = (ROOT / "results/released_code/README.md").read_text().splitlines()
+    for line in lines:
+        if not line.startswith(("| DROL(4)", "| FQL")):
+            continue
+        method, code, *seeds, mean = cells(line)
+        runs = curves[(curves.method == methods[method]) & (curves.code == codes[code])]
+        expected = [run.value.tolist() for _, run in runs.groupby("seed")]
+        assert [[float(x) for x in cell.split()] for cell in seeds] == expected
+        assert agrees(mean, np.mean([run[-3:] for run in expected]))
 
 
 def test_memory_on_the_device():
@@ -392,8 +320,8 @@ def test_memory_on_the_device():
 # -------------------- code and commands
 
 
-def test_idea_is_the_actor_loss():
-    (code,) = code_blocks(ROOT / "README.md", "The idea", "python")
+def test_the_method_in_short_is_the_actor_loss():
+    (code,) = code_blocks(ROOT / "README.md", "The method", "python")
     generator = torch.Generator().manual_seed(0)
     networks = drol.make_networks(3, 2, (16, 16), generator)
     actor, critic = networks["actor"], networks["critic"]
@@ -405,10 +333,10 @@ def test_idea_is_the_actor_loss():
         return actor(s[:, None].expand(-1, z.shape[1], -1) if z.dim() == 3 else s, z)
 
     names = {"actor": broadcasting_actor, "critic_with_constant_parameters": critic}
-    names |= {"s": s, "a": a, "latents": latents, "B": B, "bc_coef": bc_coef}
+    names |= {"s": s, "a": a, "z": latents, "B": B, "bc_coef": bc_coef}
     exec(code, names)
     batch = {"observations": s, "actions": a}
-    loss, metrics = drol.actor_loss(actor, critic, batch, latents, bc_coef, "min", True)
+    loss, metrics = drol.actor_loss(actor, critic, batch, latents, bc_coef)
     assert torch.allclose(names["loss"], loss)
     assert torch.allclose(names["bc_loss"], metrics["bc_loss"])
 
@@ -416,8 +344,8 @@ def test_idea_is_the_actor_loss():
 def test_copied_section_runs_with_torch_alone(tmp_path):
     """The README's own commands, in a folder with drol.py and nothing else."""
     page = ROOT / "README.md"
-    cut, *_ = code_blocks(page, "Reading and copying", "")
-    snippet, _ = code_blocks(page, "Reading and copying", "python")
+    cut, *_ = code_blocks(page, "In your own code", "")
+    snippet, _ = code_blocks(page, "In your own code", "python")
     (tmp_path / "drol.py").write_text((ROOT / "drol.py").read_text())
     subprocess.run(["bash", "-ec", cut], cwd=tmp_path, check=True)
     (tmp_path / "drol.py").unlink()
@@ -464,14 +392,16 @@ def test_commands_are_taken(page, usage):
                 if re.fullmatch("--[a-z-]+", word) and words[2] not in ("test", "figures"):
                     assert f" {word} " in usage, words
         elif words[:1] == ["python"] and words[1].endswith(".py") and "--help" not in words:
+            if words[1].endswith("released_code.py"):
+                pytest.importorskip("jax")
             name = words[1].removesuffix(".py").replace("/", ".")
             module = importlib.import_module(name)
             if not hasattr(module, "Args"):  # takes none
                 assert not words[2:], words
                 continue
-            args = tyro.cli(module.Args, args=words[2:])
+            args = tyro.cli(getattr(module, "BenchArgs", module.Args), args=words[2:])
             if module in (drol, fql):
-                module.resolve(args, set())
+                module.resolve(args)
 
 
 def test_numbers_of_runs():
@@ -482,5 +412,6 @@ def test_numbers_of_runs():
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert len(result.stdout.splitlines()) == int(row["runs"].replace(",", ""))
     readme = (ROOT / "README.md").read_text()
-    for suite, runs in re.findall(r"run_all.sh (\w+) .*# ([\d,]+) runs", readme):
+    for suite, runs in re.findall(r"`(\w+)` has ([\d,]+) runs,", readme):
         assert f"| `{suite}` | {runs} |" in text
+    assert "`d4rl` 392" in readme and "| `d4rl` | 392 |" in text
