@@ -292,7 +292,6 @@ class Episode(gymnasium.Wrapper):
 
 
 def make_env(env_name):
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # not of Box's precision
     return Episode(benchmark_of(env_name).make_env_and_datasets(env_name, env_only=True))
 
 
@@ -515,6 +514,7 @@ def resolve(args):
 def main(argv=None):
     """The command line."""
     os.environ["MUJOCO_GL"] = "disabled"  # no rendering
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no warnings of Box's precision
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     env_name, folder = resolve(args)
     for name, value in (vars(args) | {"folder": folder}).items():

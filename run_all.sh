@@ -11,21 +11,21 @@
 #   bash run_all.sh SUITE     runs them, with the options
 #     --list                only print them, one per line
 #     --only "fql.*cube"    only those in which grep -E finds this
-#     --seeds 8             number of seeds, from 0 (local: 2, local-tuning and reproduce: 1)
+#     --seeds 8             number of seeds, from 0 (local: 2, reproduce: 1)
 #     --jobs 1              runs at once; unset: one, or one per GPU
 #     --gpus "0 1"          GPUs to spread them over
 #     --slurm "--partition=gpu --gpus=1 --time=24:00:00"   as a Slurm job array with these options
 #     --run-dir runs        of the runs, logs/, and done.txt: commands that have succeeded and are
-#                           left out next time (local, local-tuning, reproduce: runs/SUITE)
+#                           left out next time (local, reproduce: runs/SUITE)
 #     -- FLAGS              flags for every run, such as -- --steps 100000
+# Before its first run, a suite collects or downloads the data of all its runs.
 # Over ssh: bash run_all.sh ogbench --list | parallel --sshlogin host1,host2 --jobs 1 --workdir "$PWD"
 # PYTHON=python uses an environment of yours. Paths are taken from this folder. The suites:
-# shellcheck disable=SC2086,SC2206  # several flags in one string
+# shellcheck disable=SC2046,SC2086,SC2206  # several flags in one string
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH="" cd "$(dirname "$0")"
 python=${PYTHON:-.venv/bin/python}
 small="--hidden-dims 128 128 128 --lr 1e-3 --tau 0.02"  # learns within minutes
-few="--data-dir data $small --log-interval 500 --eval-episodes 25 --eval-envs 5 --compile on"
 # -------------------------------------------- the suites, as: run PROGRAM ENV_ID[:TASK] FLAGS...
 run() { echo "$prefix $1 --env-id ${2/:/ --task } --seed $seed" "${@:3}"; }
 both() { run drol.py "$1" --k 16 "${@:2}"; run fql.py "$@"; }  # DROL(16) and FQL
@@ -61,21 +61,11 @@ list_scaling() {  # DROL with K = 1 to 64 on 3 tasks
     done
 }
 list_all() { list_ogbench; list_d4rl; list_ksweep; list_scaling; }  # these four
-list_local-tuning() {  # what was tried before local
-    flags="$few --steps 20000 --eval-interval 5000"
-    for bc_coef in 3 10 30; do run drol.py cube-single:2 --k 16 --bc-coef $bc_coef $flags; done
-    for alpha in 100 300 1000; do run fql.py cube-single:2 --alpha $alpha $flags; done
-}
-list_local() {  # small networks and little data, hours on a laptop
-    long="$few --snapshot-interval 10000 --steps 40000 --eval-interval 5000"
-    short="$few --snapshot-interval 10000 --steps 20000 --eval-interval 10000"
-    for env in cube-single:2 scene:1; do both $env $long; done
-    for k in 1 4 64; do run drol.py cube-single:2 --k $k $long; done
-    [ "$seed" = 0 ] || return 0  # one seed of the rest
-    for k in 2 8 32; do run drol.py cube-single:2 --k $k $long; done
-    both pointmaze-medium:1 $long
-    both scene:2 $short
-    for k in 1 2 4 8 32 64; do run drol.py scene:2 --k $k $short; done
+list_local() {  # DROL with K = 1 to 64, small networks and little data, hours on a laptop
+    for k in 1 2 4 8 16 32 64; do
+        run drol.py cube-single:2 --k $k --data-dir data $small --steps 40000 \
+            --eval-interval 5000 --eval-episodes 25 --eval-envs 5 --log-interval 500 --compile
+    done
 }
 list_reproduce() {  # DROL(16) and FQL as published, on data made here by the official recipes
     for env in cube-single:2 scene:1 puzzle-3x3:1; do
@@ -102,18 +92,25 @@ setup() {  # .venv with both requirement files, again when one of them has chang
     "$python" -m pip install -q --no-deps -r requirements-d4rl.txt
     cat requirements*.txt >.venv/installed
 }
+compile_flag() {  # --compile where it works: tried on a function that is in no cache
+    "$python" -c 'import time, torch
+device, now = "cuda" if torch.cuda.is_available() else "cpu", time.time_ns()
+torch.compile(lambda x: x + now)(torch.ones(9, device=device))' >/dev/null 2>&1 &&
+        { echo --compile; return; }
+    echo "--compile does not work here and is left out: docs/troubleshooting.md" >&2
+}
 collect() { "$python" tools/collect.py --env-id "$1" --episodes "$2" --data-dir "$3"; }
 laptop() {  # EPISODES FOLDER FLAGS
-    setup; collect cube-single "$1" "$2"
+    collect cube-single "$1" "$2"
     "$python" drol.py --env-id cube-single --data-dir "$2" $small "${@:3}"
 }
 not_done() { grep -vxFf "$run_dir/done.txt" || true; }
 log_of() { echo "$run_dir/logs/$(tr -cs '[:alnum:].\n-' _ <<<"${1#* }" | cut -c 1-200).log"; }
-one() {  # COMMAND, as process SLOT of xargs; a signal ends the run, and this shell waits for it
+one() {  # COMMAND, as process SLOT of xargs; a signal ends the run, for which this shell waits
     local code=0 gpu=($gpus)
     [ -z "$gpus" ] || export CUDA_VISIBLE_DEVICES=${gpu[SLOT % ${#gpu[@]}]}
     trap : INT TERM
-    # a task that Slurm starts again waits until its first attempt has saved and let go of the log
+    # a task that Slurm starts again waits until what is left of its first attempt has ended
     (flock -w 600 1; eval "exec $1") >>"$(log_of "$1")" 2>&1 </dev/null || code=$?
     [ $code != 0 ] || echo "$1" >>"$run_dir/done.txt"
     echo "exit code $code: $1"
@@ -123,7 +120,7 @@ run_list() {  # COMMANDS: $jobs at once
     export run_dir gpus
     set -m  # makes the runs a process group, to which a signal is passed on
     printf %s "$1" | xargs -r -d '\n' -n 1 -P "$jobs" --process-slot-var=SLOT \
-        bash run_all.sh one | (trap '' TERM; exec cat) &  # cat ends when the last run has saved
+        bash run_all.sh one | (trap '' TERM; exec cat) &  # cat ends with the last run
     set +m
     trap 'stopped=yes; kill -TERM %1' INT TERM HUP
     while kill -0 %1 2>/dev/null; do wait %1 || true; done
@@ -150,7 +147,6 @@ suite() {  # SUITE OPTIONS
     options=$(getopt -o + -l list,only:,seeds:,jobs:,gpus:,slurm:,run-dir: -n error -- "${@:2}")
     case $suite in
         local) seeds=2 run_dir=runs/local episodes=100 data=data ;;
-        local-tuning) seeds=1 run_dir=runs/local-tuning episodes=100 data=data ;;
         reproduce) seeds=1 run_dir=runs/reproduce episodes=1000 data=data/official-size ;;
     esac
     eval set -- "$options"
@@ -161,25 +157,28 @@ suite() {  # SUITE OPTIONS
     done
     [[ "${2:--}" == -* ]] || fail "$2: flags for the runs begin with -"
     prefix=$(printf %q "$python") suffix=$([ $# = 1 ] || printf ' %q' "${@:2}")
+    [[ "$suffix" != *" --data-dir"* ]] || episodes=""  # the user's data, not collected here
     [ "$run_dir" = runs ] || suffix="$(printf ' --run-dir %q' "$run_dir")$suffix"
     jobs=${jobs:-$(wc -w <<<"${gpus:-one}")}
     [[ "$seeds $jobs" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs: give 1 or more"
     todo=$(commands) || fail "--only $only: $suite has no such command"
     [ -z "$list" ] || { echo "$todo"; return; }
     setup
+    [[ $suite != local || $(compile_flag) ]] || todo=${todo// --compile/}
     mkdir -p "$run_dir/logs"; touch "$run_dir/done.txt"
     todo=$(not_done <<<"$todo")
     [ -n "$todo" ] || { echo "nothing is left to do, says $run_dir/done.txt"; return; }
     [ -z "$episodes" ] || sed -n 's/.*--env-id \([^ ]*\) --task.*/\1/p' <<<"$todo" | sort -u |
         while read -r env; do collect "$env" $episodes $data </dev/null; done
+    "$python" tools/fetch.py <<<"$todo"
     [ "$jobs" = 1 ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) - 1) / jobs + 1))}
     if [ "$slurm" = none ]; then run_list "$todo"; else submit "$todo"; fi
 }
 case ${1:-} in
-    smoke) laptop 4 data/smoke --run-dir runs/smoke --steps 1000 --log-interval 200 \
+    smoke) setup; laptop 4 data/smoke --run-dir runs/smoke --steps 1000 --log-interval 200 \
         --eval-episodes 4 --eval-envs 2 --overwrite "${@:2}" ;;
-    demo) laptop 100 data --steps 30000 --eval-interval 5000 --log-interval 1000 \
-        --compile "$(type -P g++ >/dev/null && echo on || echo off)" "${@:2}" ;;
+    demo) setup; laptop 100 data --exp-name demo --steps 30000 --eval-interval 5000 \
+        --log-interval 1000 $(compile_flag) "${@:2}" ;;
     test) setup; OMP_NUM_THREADS=1 "$python" -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}" ;;
     runtime) setup; "$python" tools/bench.py "${@:2}" ;;
     figures) setup; "$python" tools/figures.py "${@:2}" ;;

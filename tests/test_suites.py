@@ -14,13 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import ogbench
 import pytest
-import torch
 
 import drol
-from tools import collect
+from tests.helpers import ROOT, same_weights
+from tools import fetch
 
-ROOT = Path(__file__).parent.parent
 SCENE = ["scaling", "--only", "scene", "--seeds", "1"]  # seven runs, K = 1 to 64
 K = ["1", "2", "4", "8", "16", "32", "64"]
 
@@ -137,31 +137,16 @@ def test_all_is_the_four_suites_with_equal_runs_once():
     assert set(everything) == set().union(*suites)
 
 
-def test_the_local_suites():
-    tuning, local = runs_of("local-tuning"), runs_of("local")
-    assert [(program, flags.get("bc-coef"), flags.get("alpha")) for program, flags in tuning] == [
-        ("drol.py", "3", None),
-        ("drol.py", "10", None),
-        ("drol.py", "30", None),
-        ("fql.py", None, "100"),
-        ("fql.py", None, "300"),
-        ("fql.py", None, "1000"),
+def test_local_is_the_sweep_of_k_on_small_networks():
+    runs = runs_of("local")
+    assert [(flags.pop("seed"), flags.pop("k")) for _, flags in runs] == [
+        (seed, k) for seed in ("0", "1") for k in K
     ]
-    assert {flags["run-dir"] for _, flags in tuning} == {"runs/local-tuning"}
-    assert {flags["run-dir"] for _, flags in local} == {"runs/local"}
-    for _, flags in tuning + local:
-        assert (flags["hidden-dims"], flags["lr"], flags["tau"]) == ("128 128 128", "1e-3", "0.02")
-        assert flags["data-dir"] == "data"
-
-    def of(seed, env_id, task):
-        chosen = {"seed": seed, "env-id": env_id, "task": task}
-        return {flags.get("k") for _, flags in local if chosen.items() <= flags.items()}
-
-    assert of("0", "cube-single", "2") == of("0", "scene", "2") == {*K, None}
-    assert of("1", "cube-single", "2") == {"1", "4", "16", "64", None}
-    assert of("0", "scene", "1") == of("1", "scene", "1") == {"16", None}
-    assert of("0", "pointmaze-medium", "1") == {"16", None}
-    assert len(local) == 8 + 8 + 5 + 2 + 2 + 2
+    settings = {"hidden-dims": "128 128 128", "lr": "1e-3", "tau": "0.02", "steps": "40000"}
+    for program, flags in runs:
+        assert program == "drol.py" and settings.items() <= flags.items()
+        assert (flags["env-id"], flags["task"], flags["compile"]) == ("cube-single", "2", "")
+        assert (flags["data-dir"], flags["run-dir"]) == ("data", "runs/local")
 
 
 def test_reproduce_is_at_the_published_settings():
@@ -196,6 +181,16 @@ def test_options_choose_and_extend_the_commands():
     assert all("--run-dir mine" in line for line in listed("local", "--run-dir", "mine"))
 
 
+def test_a_cdpath_leads_nowhere_else(tmp_path):
+    (tmp_path / ROOT.name).mkdir()
+    command = ["bash", f"{ROOT.name}/run_all.sh", "scaling", "--list"]
+    variables = {"PYTHON": sys.executable, "CDPATH": str(tmp_path)}
+    result = subprocess.run(
+        command, cwd=ROOT.parent, env=os.environ | variables, capture_output=True, text=True
+    )
+    assert result.stdout.splitlines() == listed("scaling")
+
+
 @pytest.mark.parametrize(
     "args, word",
     [
@@ -215,13 +210,66 @@ def test_a_mistake_is_one_sentence(args, word, program):
     assert program.started() == []
 
 
+# --------------------------------------------------------------------- the data of a list
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A folder that stands for OGBench's server."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    monkeypatch.setattr(ogbench.utils, "DATASET_URL", folder.as_uri())
+    return folder
+
+
+def test_the_datasets_of_a_list_are_downloaded_once_and_kept(server, tmp_path):
+    mine = tmp_path / "my data"
+    commands = listed("ogbench", "--only", "scene|cube-single", "--", "--data-dir", mine)
+    names = ["cube-single-play-v0.npz", "scene-play-v0.npz"]
+    names = sorted(names + [name.replace(".npz", "-val.npz") for name in names])
+    for name in names:
+        (server / name).write_text(f"new {name}")
+    mine.mkdir()
+    (mine / names[0]).write_text("old")
+    fetch.main(commands)
+    assert sorted(path.name for path in mine.iterdir()) == names
+    assert (mine / names[0]).read_text() == "old"
+    assert all((mine / name).read_text() == f"new {name}" for name in names[1:])
+    for name in names:
+        (server / name).unlink()
+    fetch.main(commands)  # needs no server
+
+
+def test_a_download_that_fails_is_one_sentence(server, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        fetch.main(listed("ksweep", "--only", "scene", "--", "--data-dir", tmp_path / "mine"))
+    message = caught.value.code
+    assert message.startswith("error: no data for scene in ") and "\n" not in message
+    assert str(tmp_path / "mine") in message and "docs/data.md" in message
+
+
+def test_a_suite_without_a_network_says_so_before_its_first_run(tmp_path):
+    """D4RL's data, whose server is not reached through this proxy."""
+    pytest.importorskip("tools.d4rl_compat")
+    only = ["d4rl", "--only", "pen-human", "--run-dir", tmp_path / "runs"]
+    proxy = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    result = run_all(*only, "--", "--data-dir", tmp_path / "data", **proxy)
+    assert result.returncode == 1 and "exit code" not in result.stdout
+    assert result.stderr.startswith("error: no data for pen-human-v1"), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 # --------------------------------------------------------------------- how they are run
 
 
 PROGRAM = """#!/bin/bash
 # stands in for Python: notes its start and its end, and runs for as long as there is a file "hold"
 cd "$(dirname "$0")"
-trap 'echo "saved $$" >>events; exit 143' TERM
+case $1 in
+    -c) echo "tried to compile" >>events; exec "${COMPILES:-true}" "$@" ;;
+    tools/fetch.py) cat >fetched; exec "${FETCHES:-true}" ;;
+esac
+trap 'echo "stopped $$" >>events; exit 130' TERM
 echo "started $$ ${CUDA_VISIBLE_DEVICES:--} ${OMP_NUM_THREADS:--} $*" >>events
 while [ -e hold ]; do sleep 0.05; done
 if [ -e failing ] && [[ "$* " == *"$(cat failing) "* ]]; then
@@ -255,6 +303,11 @@ class Program:
 
     def arguments(self):
         return [arguments for *_, arguments in self.started()]
+
+    def fetched(self):
+        """The commands whose data was asked for last."""
+        lines = (self.folder / "fetched").read_text().splitlines()
+        return [" ".join(shlex.split(line)[1:]) for line in lines]
 
     def k(self):
         words = [arguments.split() for arguments in self.arguments()]
@@ -319,11 +372,15 @@ def test_a_failing_run_is_listed_with_its_log_and_only_it_runs_again(program, tm
     )
 
 
-def test_runs_are_spread_over_the_gpus_and_the_cores(program, tmp_path):
+@pytest.mark.parametrize("cores", [1, len(os.sched_getaffinity(0))])
+def test_runs_are_spread_over_the_gpus_and_the_cores(program, tmp_path, cores):
+    """Of the cores only those count that the process may use, as after taskset."""
     program.hold.touch()
     environment = {key: os.environ[key] for key in os.environ if key != "OMP_NUM_THREADS"}
+    chosen = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
+    command = ["taskset", "-c", chosen, "bash", ROOT / "run_all.sh", *SCENE, "--gpus", "3 5"]
     suite = subprocess.Popen(
-        ["bash", ROOT / "run_all.sh", *SCENE, "--gpus", "3 5", "--run-dir", tmp_path / "runs"],
+        [*command, "--run-dir", tmp_path / "runs"],
         env=environment | {"PYTHON": program.path},
         stdout=subprocess.DEVNULL,
     )
@@ -333,12 +390,12 @@ def test_runs_are_spread_over_the_gpus_and_the_cores(program, tmp_path):
     assert suite.wait(timeout=60) == 0
     assert len(program.started()) == 7
     assert {gpu for _, gpu, *_ in program.started()} == {"3", "5"}
-    threads = (len(os.sched_getaffinity(0)) + 1) // 2
+    threads = (cores + 1) // 2
     assert {threads_of for _, _, threads_of, _ in program.started()} == {str(threads)}
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGTERM to all"])
-def test_a_stopped_suite_saves_its_runs_and_goes_on_when_called_again(program, tmp_path, how):
+def test_a_stopped_suite_waits_for_its_runs_and_goes_on_when_called_again(program, tmp_path, how):
     command = [*SCENE, "--jobs", "3", "--run-dir", tmp_path / "runs"]
     program.hold.touch()
     suite = start(program, *command)
@@ -353,12 +410,12 @@ def test_a_stopped_suite_saves_its_runs_and_goes_on_when_called_again(program, t
         kill_session(suite.pid, signal.SIGTERM)  # as a batch system does
     out, _ = suite.communicate(timeout=60)
     assert suite.returncode == 130 and out.count("exit code 137") == 1, out
-    assert out.count("exit code 143") == 3, out  # it has waited until they had saved
+    assert out.count("exit code 130") == 3, out  # it has waited for them
     assert out.splitlines()[-1].startswith("stopped")
     pids = [pid for pid, *_ in program.started()]
     assert len(pids) == 4 and not any(map(alive, pids))
-    saved = [event for event in program.events() if event.startswith("saved")]
-    assert sorted(saved) == sorted(f"saved {pid}" for pid in pids[1:])
+    stopped = [event for event in program.events() if event.startswith("stopped")]
+    assert sorted(stopped) == sorted(f"stopped {pid}" for pid in pids[1:])
     assert (tmp_path / "runs" / "done.txt").read_text() == ""
 
     program.hold.unlink()
@@ -368,25 +425,55 @@ def test_a_stopped_suite_saves_its_runs_and_goes_on_when_called_again(program, t
 
 def test_suites_collect_the_data_that_their_runs_need(program, tmp_path):
     """Also with a variable in the environment that has the name of one of the script's."""
-    options = ["--run-dir", tmp_path, "--only", "pointmaze"]
+    options = ["--run-dir", tmp_path, "--seeds", 1, "--only", "k 4 "]
     assert run_all("local", *options, PYTHON=program.path, seed="5", data="x").returncode == 0
-    collected, *runs = program.arguments()
-    flags = "--env-id pointmaze-medium --episodes 100 --data-dir data"
+    collected, run = program.arguments()
+    flags = "--env-id cube-single --episodes 100 --data-dir data"
     assert collected == f"tools/collect.py {flags}"
-    assert [line.split()[0] for line in runs] == ["drol.py", "fql.py"]
+    assert run.startswith("drol.py") and program.fetched() == [run]
 
     options = ["--run-dir", tmp_path, "--only", "puzzle|door"]
     assert run_all("reproduce", *options, PYTHON=program.path).returncode == 0
-    collected, *runs = program.arguments()[3:]
+    collected, *runs = program.arguments()[2:]
     flags = "--env-id puzzle-3x3 --episodes 1000 --data-dir data/official-size"
     assert collected == f"tools/collect.py {flags}"
     assert [line.split()[0] for line in runs] == ["drol.py", "fql.py"] * 2
+    assert program.fetched() == runs  # the door's data cannot be collected without a policy
+
+    flags = ["--", "--data-dir", tmp_path / "mine"]  # holds what the user wants
+    assert run_all("reproduce", *options, *flags, PYTHON=program.path).returncode == 0
+    assert program.arguments()[7:] == program.fetched()
 
 
-def test_a_suite_whose_data_cannot_be_collected_does_not_start(program, tmp_path):
+def test_a_suite_whose_data_cannot_be_had_does_not_start(program, tmp_path):
     program.failing.write_text("data/official-size")
     result = run_all("reproduce", "--only", "scene", "--run-dir", tmp_path, PYTHON=program.path)
     assert result.returncode != 0 and len(program.started()) == 1
+    result = run_all(*SCENE, "--run-dir", tmp_path, PYTHON=program.path, FETCHES="false")
+    assert result.returncode != 0 and len(program.started()) == 1
+
+
+def test_without_a_compiler_demo_and_local_run_uncompiled(program, tmp_path):
+    for command in (["demo"], ["local", "--only", "k 4 ", "--seeds", 1, "--run-dir", tmp_path]):
+        result = run_all(*command, PYTHON=program.path)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert program.arguments()[-1].split().count("--compile") == 1
+        before = len(program.events())
+        result = run_all(*command, PYTHON=program.path, COMPILES="false")
+        assert result.returncode == 0 and result.stderr.count("\n") == 1
+        assert result.stderr.startswith("--compile does not work here")
+        tried, collected, _, run, _ = program.events()[before:]  # it is tried first
+        assert tried == "tried to compile" and "tools/collect.py" in collected
+        assert "drol.py" in run and "--compile" not in run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+def test_compiling_is_tried_for_real(program):
+    for compiler, works in (("g++", True), ("/bin/false", False)):
+        variables = {"PYTHON": program.path, "COMPILES": sys.executable, "CXX": compiler}
+        assert run_all("demo", **variables).returncode == 0
+        assert ("--compile" in program.arguments()[-1].split()) == works
 
 
 @pytest.mark.parametrize(
@@ -462,7 +549,7 @@ def test_every_line_of_a_long_list_is_run_by_exactly_one_task(program, tmp_path)
 def test_a_list_longer_than_slurms_limit_is_one_array_of_1000_tasks(program, sbatch, tmp_path):
     args = sbatch("all", "--slurm", "--partition=gpu --time=24:00:00")
     assert {"--partition=gpu", "--time=24:00:00", "--array=1-1000", "--requeue"} <= set(args)
-    assert program.started() == []  # nothing is run here
+    assert program.started() == [] and len(program.fetched()) == 2208  # only data is fetched here
     script = args[args.index("--wrap") + 1]
     everything = [line.split(" ", 1)[1] for line in listed("all", "--run-dir", tmp_path / "runs")]
     assert len(everything) == 2208
@@ -542,13 +629,11 @@ def slurm():
 
 
 @pytest.mark.slow
-def test_runs_on_slurm_survive_a_node_failure(slurm, tmp_path):
+def test_runs_on_slurm_survive_a_node_failure(slurm, cube_dir, tmp_path):
     """DROL and FQL as a job array whose node fails: they end as runs without Slurm do."""
-    data = tmp_path / "data"
-    collect.main(f"--env-id cube-single --episodes 2 --jobs 2 --data-dir {data}".split())
-    flags = f"""--data-dir {data} --steps 3000 --log-interval 3000 --checkpoint-interval 50
+    flags = f"""--data-dir {cube_dir} --steps 3000 --log-interval 3000 --checkpoint-interval 50
         --hidden-dims 16 16 --batch-size 32 --eval-interval 3000 --eval-envs 2 --eval-episodes 2
-        --device cpu --compile off""".split()
+        --device cpu""".split()
     only = ["ogbench", "--only", "cube-single --task 1 ", "--seeds", 1]
     array, local = tmp_path / "array", tmp_path / "local"
     submitted = slurm(
@@ -574,8 +659,6 @@ def test_runs_on_slurm_survive_a_node_failure(slurm, tmp_path):
     assert len(checkpoints) == 2
     for theirs in checkpoints:
         ours = array / theirs.relative_to(local)
-        weights = [torch.load(path, weights_only=True)["networks"] for path in (ours, theirs)]
-        assert weights[0].keys() == weights[1].keys()
-        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        assert same_weights(ours.parent, theirs.parent)
         evaluations = [path.with_name("eval.csv").read_bytes() for path in (ours, theirs)]
         assert evaluations[0] == evaluations[1]
