@@ -1,56 +1,39 @@
-"""Draws curves.png from curves.csv, beside it: python results/released_code/plot.py"""
+"""Draws curves.png from curves.csv: python results/released_code/plot.py"""
 
+import sys
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
+import pandas as pd
 
-matplotlib.use("Agg")  # no display is needed
-
+mpl.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+
+sys.path.append(str(Path(__file__).parents[2]))  # where tools is
+from tools.figures import COLORS  # noqa: E402
 
 FOLDER = Path(__file__).parent
-METHODS = {"drol-k4": "DROL(4)", "fql-alpha300": "FQL"}
-METRICS = {
-    "success": "success rate in %",
-    "q_data": "mean Q of the batch's actions",
-    "critic_loss": "critic loss",
-    "mse": "mean squared error\nof a fresh sample",
-}
-LOGARITHMIC = ("critic_loss", "mse")
-COLORS = {"released": "tab:orange", "ours": "tab:blue"}
-LABELS = {"released": "released JAX code", "ours": "this code"}
+PANELS = {"success": "success rate, %", "q_data": "mean Q of the batch"}
+METHODS = {"drol-k4": ("DROL(4)", COLORS["DROL"]), "fql-alpha300": ("FQL", COLORS["FQL"])}
 
 
 def main():
-    path = FOLDER / "curves.csv"
-    rows = np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    figure, axes = plt.subplots(
-        len(METRICS), len(METHODS), figsize=(9, 10), sharex=True, sharey="row", layout="constrained"
-    )
-    for row, (metric, title) in zip(axes, METRICS.items(), strict=True):
-        row[0].set_ylabel(title)
-        for axis, method in zip(row, METHODS, strict=True):
-            for code, color in COLORS.items():
-                for seed in np.unique(rows["seed"]):
-                    line = rows[
-                        (rows["metric"] == metric)
-                        & (rows["method"] == method)
-                        & (rows["code"] == code)
-                        & (rows["seed"] == seed)
-                    ]
-                    label = LABELS[code] if seed == 0 else None
-                    axis.plot(line["step"], line["value"], color=color, linewidth=0.9, label=label)
-            if metric in LOGARITHMIC:
-                axis.set_yscale("log")
-            axis.grid(alpha=0.3)
-    for axis, title in zip(axes[0], METHODS.values(), strict=True):
-        axis.set_title(title)
-    for axis in axes[-1]:
-        axis.set_xlabel("updates")
-        axis.set_xticks(range(0, 20_001, 5_000))
-    axes[0, 0].legend()
-    figure.savefig(FOLDER / "curves.png", dpi=110)
+    table = pd.read_csv(FOLDER / "curves.csv")
+    figure, axes = plt.subplots(1, 2, figsize=(8.3, 3.4), layout="constrained")
+    for axis, (metric, title) in zip(axes, PANELS.items(), strict=True):
+        for name, (method, color) in METHODS.items():
+            for code, style in (("released", "--"), ("ours", "-")):
+                rows = table[(table.metric == metric) & (table.method == name)]
+                rows = rows[rows.code == code].groupby("step").value.agg(["mean", "min", "max"])
+                label = f"{method}, {'this code' if code == 'ours' else 'released code'}"
+                axis.plot(rows.index / 1000, rows["mean"], style, color=color, label=label)
+                axis.fill_between(rows.index / 1000, rows["min"], rows["max"], color=color,
+                                  alpha=0.12, linewidth=0)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel("1,000 updates")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=9, loc="upper left")
+    figure.savefig(FOLDER / "curves.png", dpi=200)
 
 
 if __name__ == "__main__":

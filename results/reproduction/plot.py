@@ -1,52 +1,127 @@
-"""Draws curves.png from table.csv and public_fql.csv: python results/reproduction/plot.py"""
+"""Makes table.csv, summary.csv and curves.png from records/: python results/reproduction/plot.py
 
+table.csv      every evaluation, with a 95 % interval for that evaluation alone
+summary.csv    per task, method and code: the mean of the last three evaluations, over the seeds that
+               have the most updates, its lowest and highest seed, and the published score
+curves.png     means over those seeds
+"""
+
+import json
+import sys
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+import pandas as pd
+from scipy import stats
 
-matplotlib.use("Agg")  # no display is needed
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[1]))  # where drol.py is
+from tools import figures, records  # noqa: E402
 
-import matplotlib.pyplot as plt  # noqa: E402
-import pandas as pd  # noqa: E402
-
-FOLDER = Path(__file__).parent
-TASKS = {
-    "cube-single-play-task2": "cube-single, task 2: success rate in %",
+TITLES = {
+    "cube-single-play-singletask-task2-v0": "cube-single, task 2: success rate, %",
     "door-expert-v1": "door-expert: normalised return",
     "pen-expert-v1": "pen-expert: normalised return",
 }
-COLORS = {"DROL(16)": "tab:blue", "FQL": "tab:orange", "FQL, released code": "tab:gray"}
-PUBLISHED = {  # after 1,000,000 updates (D4RL: 500,000); DROL's on cube-single is of five tasks
-    "cube-single-play-task2": {"DROL(16)": 97, "FQL": 97},
-    "door-expert-v1": {"FQL": 104},
-    "pen-expert-v1": {"FQL": 142},
-}
+LINES = {"ours": "-", "released": "--"}  # codes that are drawn and summed up
+
+
+def interval(rows, episodes):
+    """95 % of each evaluation: Wilson's of a success rate; of a return, 1.96 standard errors."""
+    if "singletask" in rows.task.iloc[0]:
+        shares = [stats.binomtest(round(x / 100 * episodes), episodes) for x in rows.score]
+        found = [100 * np.array(x.proportion_ci(method="wilson")) for x in shares]
+        return np.array(found).T
+    per_return = np.polyfit(rows["return"], rows.score, 1)[0] if len(rows) > 1 else np.nan
+    half = 1.96 * per_return * rows.return_std / episodes**0.5
+    return rows.score - half, rows.score + half
+
+
+def make_table(folder):
+    """Every evaluation of the records below a folder."""
+    runs, _ = records.load_runs(folder, records.read_published())
+    tables = []
+    for run in runs.itertuples():
+        config = json.loads((run.path / "config.json").read_text())
+        method = f"DROL({run.k})" if config["algorithm"] == "drol" else "FQL"
+        table = pd.read_csv(run.path / "eval.csv")
+        table["episodes"] = config.get("eval_episodes", 50)
+        about = {"task": run.env, "method": method, "code": run.code, "seed": run.seed}
+        tables.append(table.assign(**about))
+    table = pd.concat(tables, ignore_index=True)
+    for _, rows in table.groupby("task"):
+        table.loc[rows.index, ["low", "high"]] = np.transpose(interval(rows, rows.episodes.iloc[0]))
+    columns = ["task", "method", "code", "seed", "step", "episodes", "score", "low", "high"]
+    return table[columns].rename(columns={"step": "updates"})
+
+
+def longest(table):
+    """The seeds of a task, method and code that have the most updates."""
+    groups = table.groupby(["task", "method", "code"])
+    return table[table.groupby(["task", "method", "code", "seed"]).updates.transform("max")
+                 == groups.updates.transform("max")]
+
+
+def published_score(task, method):
+    """A published score and what it is of; DROL's paper has means over a family's tasks alone."""
+    per_task = pd.read_csv(records.ROOT / "testdata" / "published_per_task.csv")
+    found = per_task[(per_task.task == task) & (per_task.method == method)]
+    if len(found):
+        return found["mean"].iloc[0], "this task"
+    families = pd.read_csv(records.ROOT / "testdata" / "published_results.csv", index_col="group")
+    family = task.split("-singletask")[0].rpartition("-")[0]
+    if method == "DROL(16)" and family in families.index:
+        return families.DROL16[family], "mean of the family's five tasks"
+    return np.nan, "not published"
+
+
+def summarise(table):
+    rows = []
+    for (task, method, code), runs in longest(table).groupby(["task", "method", "code"]):
+        last = runs.sort_values("updates").groupby("seed").score.agg(lambda x: x.tail(3).mean())
+        if code in LINES and runs.groupby("seed").updates.count().min() >= 3:
+            score, what = published_score(task, method)
+            rows.append({"task": task, "method": method, "code": code, "seeds": len(last),
+                         "updates": runs.updates.max(), "score": last.mean(), "low": last.min(),
+                         "high": last.max(), "published": score, "published_is": what})
+    return pd.DataFrame(rows)
+
+
+def draw(table):
+    figure, axes = figures.plt.subplots(1, 3, figsize=(figures.WIDTH, 3.5), layout="constrained")
+    for axis, (task, title) in zip(axes, TITLES.items(), strict=True):
+        ends = []
+        mine = longest(table[(table.task == task) & table.code.isin(LINES)])
+        for (method, code), runs in mine.groupby(["method", "code"]):
+            color = figures.COLORS["released" if code == "released" else method[:4].strip("(")]
+            score = runs.groupby("updates").score
+            axis.plot(score.mean(), LINES[code], color=color, linewidth=2)
+            axis.fill_between(score.mean().index, score.min(), score.max(), color=color, alpha=0.2,
+                              linewidth=0)
+            seeds = runs.seed.nunique()
+            name = f"{method},\nreleased code" if code == "released" else method
+            count = f"\n{seeds} seeds" if seeds > 1 else ""
+            ends.append((score.mean().iloc[-1], name + count, color, score.mean().index[-1]))
+        for method in mine.method.unique():
+            score, what = published_score(task, method)
+            if what == "this task":
+                axis.axhline(score, color=figures.COLORS["published"], linestyle=":", linewidth=1.5)
+                ends.append((score, f"{method},\npublished", figures.COLORS["published"], np.inf))
+        axis.set_title(title, loc="left")
+        axis.set_xlim(0, mine.updates.max())
+        axis.set_ylim(0, 103 if "singletask" in task else None)
+        axis.xaxis.set_major_locator(figures.mpl.ticker.MaxNLocator(2))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.set_xlabel("updates")
+        figures.label_ends(axis, [end[:3] for end in ends], gap=0.15)
+    return figure
 
 
 def main():
-    table = pd.read_csv(FOLDER / "table.csv")
-    latest = table.loc[table.groupby("task").updates.idxmax(), ["task", "data"]]
-    table = table.merge(latest)  # without the runs on other data
-    table = table[table.method.isin(COLORS)]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    for axis, (task, title) in zip(axes, TASKS.items(), strict=True):
-        for (method, seed), run in table[table.task == task].groupby(["method", "seed"]):
-            label = method if seed == 0 else None
-            axis.plot(run.updates, run.score, color=COLORS[method], marker=".", label=label)
-            if seed == 0:
-                axis.fill_between(run.updates, run.low, run.high, color=COLORS[method], alpha=0.15)
-        for i, (method, score) in enumerate(PUBLISHED[task].items()):
-            dashes = (4 * i, (4, 4))  # of two lines at one height, both are seen
-            axis.axhline(score, color=COLORS[method], linestyle=dashes, linewidth=1)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("updates")
-        axis.grid(alpha=0.3)
-    public = pd.read_csv(FOLDER / "public_fql.csv")
-    error = [public.score - public.low, public.high - public.score]
-    style = {"fmt": "o", "color": "black", "markersize": 4, "capsize": 3}
-    axes[0].errorbar(public.updates, public.score, error, label="FQL, public re-run", **style)
-    axes[0].legend(fontsize=8)
-    figure.savefig(FOLDER / "curves.png", dpi=110)
+    table = make_table(FOLDER / "records")
+    table.round(1).to_csv(FOLDER / "table.csv", index=False)
+    summarise(table).round(1).to_csv(FOLDER / "summary.csv", index=False)
+    draw(table).savefig(FOLDER / "curves.png")
 
 
 if __name__ == "__main__":
