@@ -18,10 +18,11 @@ One update, from a batch of (s, a, r, m, s'). Mask m is 0 where s' must not be b
   step       (8)  Qbar <- Qbar + tau * (Q - Qbar)
              (9)  one Adam step on L_critic + bc_coef * L_bc + L_q
 
-A is the number of action dimensions, clip is to [-1, 1]. In (7), Q and the divisor are constants.
+A is the number of action dimensions, clip is to [-1, 1]. In L_q, Q and the divisor are constants.
 """
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -379,9 +380,11 @@ class Run:
             "batch_generator": self.batch_generator.get_state(),
             "noise_generator": self.noise_generator.get_state(),
         }
-        torch.save(content, self.folder / "partial")
-        os.replace(self.folder / "partial", self.folder / name)  # never a partial checkpoint
+        buffer = io.BytesIO()  # torch.save to a file hides a full disk
+        torch.save(content, buffer)
+        (self.folder / "partial").write_bytes(buffer.getbuffer())
         self.writer.flush()
+        os.replace(self.folder / "partial", self.folder / name)  # never a partial checkpoint
 
     def load(self):
         saved = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -510,13 +513,12 @@ def resolve(args):
 def main(argv=None):
     """The command line."""
     os.environ["MUJOCO_GL"] = "disabled"  # no rendering
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no warnings of Box's precision
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no Box warnings
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     env_name, folder = resolve(args)
     for name, value in (vars(args) | {"folder": folder}).items():
         print(f"  {name:<20} {value}")
     torch.set_float32_matmul_precision(args.matmul_precision)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):
         data = load_data(env_name, args.data_dir, args.device)
         if args.overwrite and folder.exists():
@@ -544,6 +546,7 @@ def main(argv=None):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
         main()
     except filelock.Timeout as error:

@@ -16,7 +16,8 @@ class Corridor(gymnasium.Env):
     """An episode of 3 to 7 steps, drawn from its seed, as is whether it ends in success. A step's
     reward is the first action less 1. Observations (2,): the seed's number, then the step.
 
-    played: everything that happened, as (seed, actions (T, 2)) of each finished episode."""
+    played: everything that happened, as (seed, actions (T, 2)) of each finished episode.
+    seeds: what it was reset with, None by a vector of environments that goes on by itself."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
@@ -28,9 +29,10 @@ class Corridor(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.seed, self.t, self.actions, self.total = seed, 0, [], 0.0
         self.seeds.append(seed)
-        self.length, self.success = outcome(seed)
+        self.seed = int(self.np_random.integers(1000)) if seed is None else seed
+        self.t, self.actions, self.total = 0, [], 0.0
+        self.length, self.success = outcome(self.seed)
         return self.observation(), {"start": True}
 
     def observation(self):
@@ -69,13 +71,16 @@ class InThisProcess(gymnasium.vector.SyncVectorEnv):
 
 
 def install(monkeypatch):
-    """Makes drol.make_env make corridors, and environments step in this process. Returns a list
-    to which every corridor that is made is added."""
+    """Makes ogbench make corridors with made-up data, and environments step in this process.
+    Returns a list to which every corridor that is made is added."""
     made = []
 
-    def make(*args, **kwargs):
+    def make(name, env_only=False, **options):
         made.append(Corridor())
-        return made[-1]
+        if env_only:
+            return made[-1]
+        data = {key: value.numpy() for key, value in made_up_data().items()}
+        return made[-1], data | {"terminals": data["masks"]}, None
 
     monkeypatch.setattr(ogbench, "make_env_and_datasets", make)
     monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", InThisProcess)
@@ -98,12 +103,10 @@ def made_up_data(size=100):
 def train(folder, program=drol, **settings):
     """Trains for some updates and returns the final networks, {name: tensor}."""
     small = {"hidden_dims": (16, 16), "batch_size": 32, "steps": 4, "eval_episodes": 2,
-             "eval_envs": 2, "device": "cpu", "compile": "off"}  # fmt: skip
-    args = program.Args(env_id=NAME, **(small | settings))
-    program.resolve(args, set())
+             "eval_envs": 2, "device": "cpu"}  # fmt: skip
+    args = program.Args(env_id="cube-single", **(small | settings))
+    program.resolve(args)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.pt"
-    saved = program.load_checkpoint(checkpoint) if checkpoint.exists() else None
-    config = {"algorithm": program.ALGORITHM, "env": {"name": NAME}, "settings": {"steps": 4}}
-    program.train(args, config, folder, made_up_data(), saved)
+    run = program.Run(args, NAME, folder, (2, 2, args.hidden_dims))
+    program.train(run, made_up_data(), program.make_envs(NAME, args.eval_envs))
     return torch.load(folder / "checkpoint.pt", weights_only=True)["networks"]

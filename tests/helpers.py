@@ -1,6 +1,8 @@
 """What several test files use: commands, readers of records, made-up batches and datasets."""
 
 import csv
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,66 @@ def random_batch(batch_size, observation_dim, action_dim, seed=0):
         "rewards": uniform(batch_size),
         "masks": (uniform(batch_size) > -0.8).float(),
     }
+
+
+def made_up_parameters(rng, in_dim, hidden_dims, out_dim, critic):
+    """A network's parameters as the recordings name them. Critics have a leading axis of two."""
+    parameters, lead = {}, (2,) if critic else ()
+    widths = (in_dim, *hidden_dims, out_dim)
+    uniform = lambda low, high, *shape: rng.uniform(low, high, lead + shape).astype(np.float32)
+    for j, (m, n) in enumerate(zip(widths, widths[1:], strict=False)):
+        bound = (6 / (m + n)) ** 0.5
+        parameters[f"Dense_{j}/kernel"] = uniform(-bound, bound, m, n)
+        parameters[f"Dense_{j}/bias"] = uniform(-0.05, 0.05, n)
+        if critic and n > 1:
+            parameters[f"LayerNorm_{j}/scale"] = uniform(0.9, 1.1, n)
+            parameters[f"LayerNorm_{j}/bias"] = uniform(-0.05, 0.05, n)
+    return parameters
+
+
+def made_up_recording(program, batch_size, k, dims, seed, updates):
+    """What the released code was given for testdata/parity/published_size, drawn in this order:
+    parameters, then batch and noise of every update."""
+    rng, record = np.random.RandomState(seed), {}
+    B, (S, A, hidden_dims) = batch_size, dims
+    sizes = {"actor": (S + A, A), "critic": (S + A, 1), "target_critic": (S + A, 1)}
+    if program is fql:
+        sizes["flow"] = (S + A + 1, A)
+    for name, (in_dim, out_dim) in sizes.items():
+        drawn = made_up_parameters(rng, in_dim, hidden_dims, out_dim, "critic" in name)
+        record |= {f"init/{name}/{key}": value for key, value in drawn.items()}
+
+    def ball(*shape):
+        g, u = rng.normal(size=shape), rng.uniform(size=(*shape[:-1], 1))
+        return A**0.5 * u ** (1 / A) * g / np.linalg.norm(g, axis=-1, keepdims=True)
+
+    for step in range(updates):
+        drawn = {
+            "batch/observations": rng.normal(size=(B, S)),
+            "batch/actions": rng.uniform(-0.99, 0.99, (B, A)),
+            "batch/next_observations": rng.normal(size=(B, S)),
+            "batch/rewards": -rng.randint(0, 2, B),
+            "batch/masks": rng.uniform(size=B) > 0.02,
+        }
+        if program is drol:
+            drawn |= {"noise/next_z": ball(B, A), "noise/candidate_z": ball(B, k, A)}
+        else:
+            drawn |= {"noise/next_z": rng.normal(size=(B, A)), "noise/x_0": rng.normal(size=(B, A))}
+            drawn |= {"noise/t": rng.uniform(size=(B, 1)), "noise/z": rng.normal(size=(B, A))}
+        record |= {f"step{step}/{key}": x.astype(np.float32) for key, x in drawn.items()}
+    return record
+
+
+@contextmanager
+def mounted(folder, *options):
+    """A file system on a new folder, with mount's options. Skips the test where that is refused."""
+    folder.mkdir()
+    if subprocess.run(["mount", *options, folder], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def write_d4rl_file(name, folder, episodes, length):

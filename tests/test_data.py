@@ -1,11 +1,9 @@
 """Tests of how a dataset becomes the data of a run."""
 
 import functools
-import json
 import shutil
 import urllib.error
 
-import filelock
 import gymnasium
 import numpy as np
 import ogbench
@@ -13,23 +11,25 @@ import pytest
 import torch
 
 import drol
-from tests.helpers import command, read, refused, run_of
+import fql
+from tests.helpers import ANTMAZE, command, every_program, mounted, read, refused, run_of
 
 FILE = "pointmaze-medium-navigate-v0.npz"
 VALIDATION = "pointmaze-medium-navigate-v0-val.npz"
+ENV_NAME = "pointmaze-medium-navigate-singletask-task1-v0"
 
 
-def load(folder, task=1):
-    return drol.load_data(drol.find_task("pointmaze-medium", task)[0], folder, "cpu")
+def load(folder):
+    return drol.load_data(ENV_NAME, str(folder), "cpu")
 
 
 @pytest.fixture
 def changed(data_dir, tmp_path):
-    """changed(name, change) is a folder with a copy of the data, of whose file the arrays were
-    changed by change(arrays)."""
+    """changed(change) is a folder with a copy of the data, of whose file change(arrays) changed
+    the arrays."""
 
-    def copy(name, change, file=FILE):
-        folder = tmp_path / name
+    def copy(change, file=FILE):
+        folder = tmp_path / "data"
         shutil.copytree(data_dir, folder)
         arrays = dict(np.load(folder / file))
         change(arrays)
@@ -39,19 +39,23 @@ def changed(data_dir, tmp_path):
     return copy
 
 
-def no_network(url):
-    raise urllib.error.URLError("no route to host")
+@pytest.fixture
+def no_network(monkeypatch):
+    def fail(*args):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
 
 
-# ----------------------------------------------------------------------------- what is loaded
+# -------------------------------------------------------------------------------- what is loaded
 
 
 def test_transitions_rewards_and_masks(data_dir):
-    data, report = load(data_dir)
+    data = load(data_dir)
     raw = np.load(data_dir / FILE)
     keep = np.flatnonzero(~raw["terminals"])  # the last state of an episode has no next one
     assert set(data) == {"observations", "next_observations", "actions", "rewards", "masks"}
-    assert all(value.dtype == torch.float32 for value in data.values())
+    assert all(value.dtype == torch.float32 and len(value) == 2000 for value in data.values())
     assert torch.equal(data["observations"], torch.from_numpy(raw["observations"][keep]))
     assert torch.equal(data["next_observations"], torch.from_numpy(raw["observations"][keep + 1]))
     limit = np.float32(1 - 1e-5)  # of actions, as in the released code
@@ -61,40 +65,19 @@ def test_transitions_rewards_and_masks(data_dir):
     success = np.linalg.norm(raw["qpos"][keep] - goal, axis=1) <= 1
     assert torch.equal(data["rewards"], torch.from_numpy(success - 1.0).float())
     assert torch.equal(data["masks"], torch.from_numpy(1.0 - success).float())
-    assert (report["episodes"], report["transitions"]) == (2, 2000)
-    assert report["source"].startswith("collected locally")
-    assert report["simulator"] == f"mujoco {drol.version('mujoco')}"
 
 
 def test_the_validation_file_is_not_trained_on(data_dir, changed):
-    other = changed("other", lambda arrays: arrays["actions"].fill(0.5), VALIDATION)
-    (ours, facts), (theirs, same_facts) = load(data_dir), load(other)
+    other = changed(lambda arrays: arrays["actions"].fill(0.5), VALIDATION)
+    ours, theirs = load(data_dir), load(other)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert facts["fingerprint"] == same_facts["fingerprint"]
 
 
-def test_the_fingerprint_tells_data_apart(data_dir, changed):
-    def nudge(key):
-        def change(arrays):
-            arrays[key][7, 0] += 0.25 if arrays[key][7, 0] < 0.5 else -0.25
-
-        return change
-
-    fingerprints = [load(data_dir)[1]["fingerprint"], load(data_dir, 2)[1]["fingerprint"]]
-    for key in ("observations", "actions"):
-        fingerprints.append(load(changed(key, nudge(key)))[1]["fingerprint"])
-    at_the_goal = changed("rewards", lambda arrays: arrays["qpos"][:5].fill(20))
-    fingerprints.append(load(at_the_goal)[1]["fingerprint"])
-    assert len(set(fingerprints)) == 5
-    assert load(data_dir)[1]["fingerprint"] == fingerprints[0]
-
-
-def test_a_file_without_a_mark_is_official_or_unknown(changed):
-    folder = changed("official", lambda arrays: arrays.pop("source"))
-    assert load(folder)[1]["source"] == "official or unknown"
-
-
-# ------------------------------------------------------------------------------------ batches
+def test_a_read_only_folder_does_where_all_files_are_there(data_dir, tmp_path):
+    with mounted(tmp_path / "disk", "--bind", "-o", "ro", data_dir):
+        with pytest.raises(OSError):
+            (tmp_path / "disk" / "new").touch()
+        assert len(load(tmp_path / "disk")["rewards"]) == 2000
 
 
 def test_batches_are_uniform_over_the_data():
@@ -108,65 +91,80 @@ def test_batches_are_uniform_over_the_data():
     assert abs(np.corrcoef(one_after_another)[0, 1]) < 0.05
 
 
-# ------------------------------------------------------------------------- broken and missing
+# ---------------------------------------------------------------------------- broken and missing
 
 
-def shorten(folder):
-    path = folder / FILE
-    path.write_bytes(path.read_bytes()[:-1000])
+def set_at(key, value):
+    return lambda arrays: arrays[key].__setitem__((7, 0), value)
 
 
-@pytest.mark.parametrize("kind, change, word", [
-    ("truncated", lambda arrays: None, "zip"),
-    ("missing", lambda arrays: arrays.pop("qpos"), "qpos"),
-    ("not finite", lambda arrays: arrays["observations"].__setitem__((7, 0), np.nan),
-     "observations"),
-    ("infinite", lambda arrays: arrays["actions"].__setitem__((7, 0), np.inf), "actions"),
-    ("of another task", lambda arrays: arrays.update(observations=np.zeros((2002, 4))),
-     "observations"),
-    ("of another robot", lambda arrays: arrays.update(actions=np.zeros((2002, 8))), "actions"),
+def cut(arrays):
+    """The first 2,500 rows of 3 episodes of 1,001, in the official format."""
+    arrays.pop("source")
+    for key, array in arrays.items():
+        arrays[key] = np.concatenate([array, array[:1001]])[:2500]
+
+
+@pytest.mark.parametrize("program, change, words", [
+    (drol, lambda arrays: arrays.pop("qpos"), "qpos"),
+    (drol, set_at("observations", np.nan), "not finite"),
+    (fql, set_at("actions", np.inf), "not finite"),
+    (drol, cut, "not of one length"),
 ])  # fmt: skip
-def test_a_broken_dataset_is_told_and_left(changed, tmp_path, kind, change, word):
-    folder = changed("data", change)
-    if kind == "truncated":
-        shorten(folder)
+def test_a_broken_dataset_is_told_and_left(changed, tmp_path, program, change, words):
+    folder = changed(change)
     before = (folder / FILE).read_bytes()
-    refused(drol, command(folder, tmp_path / "runs"), folder, FILE, word, "delete")
+    refused(program, command(folder, tmp_path / "runs"), folder, words, "docs/data.md")
     assert (folder / FILE).read_bytes() == before
     assert not list((tmp_path / "runs").glob("*/*/*/config.json"))
 
 
-def test_a_missing_dataset_without_network(tmp_path, monkeypatch):
-    """The message names the files, the folder, the mirror, and the page about data."""
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
-    refused(drol, command(tmp_path / "data", tmp_path / "runs"), tmp_path / "data", FILE,
-            VALIDATION, "huggingface.co/datasets/zhouzypaul/ogbench_datasets",
-            "docs/data.md", "no route")  # fmt: skip
+def test_a_damaged_file_is_told(changed, tmp_path):
+    folder = changed(lambda arrays: None)
+    whole = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(whole[:-1000])
+    refused(drol, command(folder, tmp_path / "runs"), folder, "BadZipFile", "docs/data.md")
 
 
-def test_half_a_dataset_is_a_missing_one(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
+@every_program
+def test_a_broken_dataset_of_d4rl_is_told(program, d4rl_dir, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    folder = tmp_path / "data"
+    shutil.copytree(d4rl_dir, folder)
+    path = folder / program.benchmark_of(ANTMAZE).D4RLEnv(ANTMAZE).dataset_file
+    args = command(folder, tmp_path / "runs", env_id=ANTMAZE)
+    with h5py.File(path, "r+") as file:
+        file["rewards"][7] = np.nan
+    refused(program, args, folder, "not finite", "docs/data.md")
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(program, args, folder, path.name, "damaged", "docs/data.md")
+
+
+def test_a_missing_dataset_without_network(tmp_path, no_network):
+    """The message names the folder, the cause, and the page about data."""
+    folder = tmp_path / "data"
+    words = ["no route to host", "docs/data.md", "mirror"]
+    refused(drol, command(folder, tmp_path / "runs"), folder, *words)
+    args = [
+        flag
+        for flag in command(folder, tmp_path / "runs")
+        if flag not in ("--data-dir", str(folder))
+    ]
+    refused(fql, args, "the benchmark's own folder", *words)
+
+
+def test_half_a_dataset_is_a_missing_one(data_dir, tmp_path, no_network):
     shutil.copy(data_dir / FILE, tmp_path)
-    refused(drol, command(tmp_path, tmp_path / "runs"), VALIDATION, "no route")
+    refused(drol, command(tmp_path, tmp_path / "runs"), tmp_path, "no route to host")
 
 
-def test_runs_that_start_together_download_once(data_dir, tmp_path, monkeypatch):
-    """The download of a missing dataset happens under a lock that other runs wait for."""
-
-    def download(names, folder):
-        assert names == [FILE.removesuffix(".npz")]
-        with pytest.raises(filelock.Timeout):
-            filelock.FileLock(f"{folder}/{names[0]}.lock").acquire(timeout=0)
-        for path in data_dir.glob("*.npz"):
-            shutil.copy(path, folder)
-
-    monkeypatch.setattr(ogbench, "download_datasets", download)
-    assert load(tmp_path / "new")[1]["transitions"] == 2000
-    monkeypatch.setattr(ogbench, "download_datasets", None)  # and none where the files are there
-    load(tmp_path / "new")
+def test_a_missing_dataset_of_d4rl_without_network(tmp_path, no_network):
+    pytest.importorskip("tools.d4rl_compat")
+    args = command(tmp_path / "data", tmp_path / "runs", env_id=ANTMAZE)
+    refused(drol, args, tmp_path / "data", "no route to host", "docs/data.md")
 
 
-# ------------------------------------------------------------------------------ a real task
+# ----------------------------------------------------------------------------------- a real task
 
 
 @pytest.mark.slow
@@ -196,13 +194,11 @@ def test_the_main_command_on_data_in_the_official_format(tmp_path, monkeypatch):
     monkeypatch.setattr(ogbench, "make_env_and_datasets", make)
     flags = ["--env-id", "humanoidmaze-medium", "--k", "16", "--data-dir", tmp_path]
     flags += ["--run-dir", tmp_path / "runs", "--steps", 4, "--log-interval", 2]
-    flags += ["--eval-episodes", 1, "--device", "cpu", "--compile", "off"]
+    flags += ["--eval-episodes", 1, "--eval-envs", 1, "--device", "cpu"]
     drol.main(list(map(str, flags)))
     run = run_of(tmp_path / "runs")
-    assert run == tmp_path / "runs" / "humanoidmaze-medium-navigate-task1" / "drol-k16" / "seed0"
-    config = json.loads((run / "config.json").read_text())
-    assert config["data"]["source"] == "official or unknown"
-    assert (config["data"]["transitions"], config["data"]["episodes"]) == (300, 3)
+    env_name = "humanoidmaze-medium-navigate-singletask-task1-v0"
+    assert run == tmp_path / "runs" / env_name / "drol-k16-bc_coef0.3" / "seed0"
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
     assert tuple(saved["dims"]) == (69, 21, (512, 512, 512, 512))
     (row,) = read(run / "eval.csv")

@@ -3,17 +3,15 @@
 import functools
 import json
 import os
-import random
-import runpy
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 from pathlib import Path
 from types import ModuleType
 
 import filelock
+import gymnasium
 import numpy as np
 import ogbench
 import pytest
@@ -22,31 +20,35 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import drol
 import fql
-from tests.corridor import install, train
-from tests.helpers import command, every_program, read, refused, run_of, same_weights
+from tests.corridor import NAME, install, train
+from tests.helpers import (
+    ROOT,
+    command,
+    every_program,
+    mounted,
+    read,
+    refused,
+    run_of,
+    same_weights,
+)
 
 
 @pytest.fixture
 def short_episodes(monkeypatch):
-    """Episodes of 20 steps, from the call on."""
-
-    def shorten():
-        make = functools.partial(ogbench.make_env_and_datasets, max_episode_steps=20)
-        monkeypatch.setattr(ogbench, "make_env_and_datasets", make)
-
-    return shorten
+    make = functools.partial(gymnasium.make, max_episode_steps=50)
+    monkeypatch.setattr(gymnasium, "make", make)
 
 
 @pytest.fixture
-def done(finished, short_episodes):
-    """done(program) is finished(program), after which episodes are short."""
+def corridor_run(monkeypatch, tmp_path):
+    """corridor_run(program, name, *flags) trains in corridors and returns the run's folder."""
+    install(monkeypatch)
 
-    def copy(program=drol):
-        folder = finished(program)
-        short_episodes()
-        return folder
+    def run(program, name, *flags):
+        program.main(command("unused", tmp_path / name, *flags, env_id="cube-single"))
+        return run_of(tmp_path / name)
 
-    return copy
+    return run
 
 
 def steps_of(run, name="eval"):
@@ -57,118 +59,101 @@ def without_rates(path):
     return [row | {"updates_per_second": ""} for row in read(path)]
 
 
+def same_run(a, b):
+    """Two runs have the same weights and records, bit for bit. Rates alone may differ."""
+    assert same_weights(a, b)
+    assert (a / "eval.csv").read_bytes() == (b / "eval.csv").read_bytes()
+    assert without_rates(a / "train.csv") == without_rates(b / "train.csv")
+
+
+def tensorboard_is_the_csv_files(run):
+    """Each row once."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    for name in ("train", "eval"):
+        rows = read(run / f"{name}.csv")
+        for key in rows[0].keys() - {"step"}:
+            points = events.Scalars(f"{name}/{key}")
+            assert [x.step for x in points] == [int(row["step"]) for row in rows]
+            values = [float(row[key]) for row in rows]
+            assert [x.value for x in points] == pytest.approx(values, rel=1e-5)
+
+
 # -------------------------------------------------------------------------------- what it leaves
 
 
 @every_program
 def test_what_a_run_prints_and_leaves(program, capsys, data_dir, tmp_path, short_episodes):
-    short_episodes()
     flags = ["--snapshot-interval", 10, "--eval-interval", 5]
     program.main(command(data_dir, tmp_path, *flags))
     out = capsys.readouterr().out
-    run = run_of(tmp_path)
+    env_name = "pointmaze-medium-navigate-singletask-task1-v0"
+    method = "drol-k16-bc_coef0.3" if program is drol else "fql-alpha10"
+    run = tmp_path / env_name / method / "seed0"
     assert steps_of(run) == [5, 10, 15, 20] and steps_of(run, "train") == [10, 20]
-    for row in read(run / "train.csv"):
+    own = ["bc_loss", "candidate_spread"] if program is drol else ["flow_loss", "distill_loss"]
+    rows = read(run / "train.csv")
+    assert set(rows[0]) == {"step", "critic_loss", "q_data", "actor_loss", "q_loss", "q", "mse",
+                            "updates_per_second", *own}  # fmt: skip
+    for row in rows:
         assert all(np.isfinite(float(value)) for value in row.values())
-        assert float(row["updates_per_second"]) > 0
-        assert 0 < float(row["bc_loss" if program is drol else "flow_loss"]) < 10
-        assert 0 < float(row["mse"]) < 4 and -100 < float(row["q"]) < 100
-    columns = ["step", "score", "return", "return_std", "length"]
-    assert list(read(run / "eval.csv")[0]) == columns  # no clock times: comparable bit for bit
+        assert float(row["updates_per_second"]) > 0 and 0 < float(row["mse"]) < 4
+        assert all(0 < float(row[name]) < 10 for name in own)
+    # no clock times: comparable bit for bit
+    assert list(read(run / "eval.csv")[0]) == ["step", "score", "return", "return_std", "length"]
+    tensorboard_is_the_csv_files(run)
     config = json.loads((run / "config.json").read_text())
-    assert config["algorithm"] == program.ALGORITHM
-    assert config["settings"]["steps"] == 20 and config["origin"]["steps"] == "command line"
-    assert config["data"]["transitions"] == 2000
-    assert config["env"]["name"] == "pointmaze-medium-navigate-singletask-task1-v0"
-    assert (config["env"]["dataset"], config["env"]["task"]) == ("pointmaze-medium-navigate-v0", 1)
-    assert config["versions"]["mujoco"] == drol.version("mujoco")
-    assert sorted(path.name for path in run.glob("snap*")) == ["snapshot10.pt", "snapshot20.pt"]
-    snapshots = [torch.load(run / f"snapshot{n}.pt", weights_only=True) for n in (10, 20)]
-    assert [saved["step"] for saved in snapshots] == [10, 20]
-    final = torch.load(run / "checkpoint.pt", weights_only=True)["networks"]
-    same = [[torch.equal(final[x], saved["networks"][x]) for x in final] for saved in snapshots]
-    assert not all(same[0]) and all(same[1])
+    assert (config["algorithm"], config["env_name"]) == (program.ALGORITHM, env_name)
+    assert config["versions"] == {name: drol.version(name) for name in config["versions"]}
+    assert (config["steps"], config["task"], config["discount"]) == (20, 1, 0.995)
+    assert config["data_dir"] == str(data_dir) and config["hidden_dims"] == [16, 16]
+    saved = {
+        name: torch.load(run / f"{name}.pt", weights_only=True)
+        for name in ("snapshot10", "snapshot20", "checkpoint")
+    }
+    assert [content["step"] for content in saved.values()] == [10, 20, 20]
+    assert len(list(run.glob("*.pt"))) == 3
+    first, *last = [content["networks"]["actor.layers.0.weight"] for content in saved.values()]
+    assert torch.equal(*last) and not torch.equal(first, last[0])
     scores = [float(row["score"]) for row in read(run / "eval.csv")]
-    assert f"score {np.mean(scores[-3:]):.1f}, the mean of 3" in out
-    for text in (str(run), f"tools/rollout.py {run}/checkpoint.pt", "collected locally", "2000"):
-        assert text in out
+    assert f"score {np.mean(scores[-3:]):.1f}, the mean of the last 3" in out
+    assert f"tools/rollout.py '{run}/checkpoint.pt'" in out and "2,000 transitions" in out
 
 
-def test_tensorboard_shows_what_the_csv_files_hold(done):
-    run = done()
-    events = EventAccumulator(str(run)).Reload()
-    for name in ("train", "eval"):
-        for row in read(run / f"{name}.csv"):
-            for key, value in row.items():
-                if key != "step":
-                    points = {x.step: x.value for x in events.Scalars(f"{name}/{key}")}
-                    assert points[int(row["step"])] == pytest.approx(float(value), rel=1e-5)
-    (text,) = events.Tensors("hyperparameters/text_summary")
-    assert "|bc_coef|0.3|" in text.tensor_proto.string_val[0].decode()
-
-
-@pytest.mark.parametrize("task, expected", [(2, "36.7, the mean of 3"), (None, "60.0")])
-def test_the_final_score_is_the_papers(capsys, tmp_path, task, expected):
-    """OGBench: the mean of the last three evaluations; D4RL: the last one."""
-    rows = [{"score": s, "step": n} for n, s in enumerate((90.0, 20.0, 30.0, 60.0), 997)]
-    drol.print_score(tmp_path, drol.Task("name", "dataset", task, "family", "folder"), rows)
-    out = capsys.readouterr().out
-    assert f"score {expected}" in out and "up to update 1,000" in out
-
-
-@pytest.mark.parametrize("program, settings, folder", [
-    (drol, {}, "drol-k16"),
-    (drol, {"k": 4}, "drol-k4"),
-    (drol, {"bc_coef": 10.0, "lr": 3e-4, "discount": 0.99}, "drol-k16"),  # as published
-    (drol, {"k": 4, "lr": 1e-3, "hidden_dims": (128,) * 3}, "drol-k4-lr0.001-hidden_dims128x3"),
-    (drol, {"bc_coef": 0.3, "normalize_q": False}, "drol-k16-bc_coef0.3-normalize_qFalse"),
-    (drol, {"steps": 10, "eval_interval": 5, "device": "cpu", "log_interval": 1}, "drol-k16"),
-    (fql, {}, "fql"),
-    (fql, {"alpha": 300.0}, "fql"),
-    (fql, {"flow_steps": 5, "tau": 0.01}, "fql-flow_steps5-tau0.01"),
+@pytest.mark.parametrize("env_id, expected", [
+    ("cube-single", "score 36.7, the mean of the last 3"),
+    ("pen-human-v1", "score 60.0, the mean of the last 1"),
 ])  # fmt: skip
-def test_a_runs_folder_says_what_was_not_standard(tmp_path, program, settings, folder):
-    args = program.Args(env_id="cube-single", run_dir=tmp_path, seed=3, **settings)
-    task, _ = program.resolve(args, set(settings))
-    expected = tmp_path / "cube-single-play-task2" / folder / "seed3"
-    assert program.run_folder(args, task) == expected
+def test_the_final_score_is_the_papers(monkeypatch, capsys, tmp_path, env_id, expected):
+    """OGBench: the mean of the last three evaluations; D4RL: the last one."""
+    install(monkeypatch)
+    scores = iter([90.0, 20.0, 30.0, 60.0])
+    monkeypatch.setattr(drol, "benchmark_of", lambda name: ogbench)
+    monkeypatch.setattr(drol, "evaluate", lambda *args: {"score": next(scores)})
+    drol.main(command("unused", tmp_path, "--eval-interval", 5, env_id=env_id))
+    assert expected in capsys.readouterr().out
 
 
-@every_program
-def test_every_setting_that_changes_the_result_has_its_own_folder(program, tmp_path):
-    changes = {"discount": 0.9, "q_agg": "min", "batch_size": 8, "lr": 1e-3, "tau": 0.1,
-               "hidden_dims": (8, 8), "seed": 1, "task": 3}  # fmt: skip
-    if program is drol:
-        changes |= {"k": 4, "bc_coef": 1.0, "actor_q_agg": "mean", "normalize_q": False,
-                    "routing_dtype": "bfloat16"}  # fmt: skip
-    else:
-        changes |= {"alpha": 1.0, "flow_steps": 2, "actor_q_agg": "min", "normalize_q": True}
-    folders = set()
-    for settings in [{}, *({name: value} for name, value in changes.items())]:
-        args = program.Args(env_id="cube-single", run_dir=tmp_path, **settings)
-        task, _ = program.resolve(args, set(settings))
-        folders.add(program.run_folder(args, task))
-    assert len(folders) == 1 + len(changes)
+def test_a_row_is_appended(monkeypatch, corridor_run):
+    """The file is not written anew: what is changed in it stays."""
+    record = drol.Run.record
+
+    def note(run, name, row):
+        record(run, name, row)
+        if run.step == 1:
+            with open(run.folder / "train.csv", "r+b") as file:
+                file.write(b"STEP")
+
+    monkeypatch.setattr(drol.Run, "record", note)
+    run = corridor_run(drol, "runs", "--log-interval", 1)
+    assert [int(row["STEP"]) for row in read(run / "train.csv")] == list(range(1, 21))
 
 
-def test_a_runs_folder_of_d4rl():
-    args = drol.Args(env_id="door-expert-v1")
-    task, _ = drol.resolve(args, set())
-    assert drol.run_folder(args, task).parts[-4:] == ("runs", "door-expert-v1", "drol-k16", "seed0")
+# ------------------------------------------------------------------------------------- randomness
 
 
-def test_a_runs_folder_writes_whole_numbers_without_a_fraction(tmp_path):
-    args = fql.Args(env_id="cube-single", alpha=100.0)
-    task, _ = fql.resolve(args, {"alpha"})
-    assert fql.run_folder(args, task).parent.name == "fql-alpha100"
-
-
-# -------------------------------------------------------------------------------------- randomness
-
-
-def recorded(monkeypatch, folder, **settings):
+def recorded(monkeypatch, folder, program, **settings):
     """The batch and the noise of every update of a run, and its first networks."""
-    updates, update = [], drol.update
+    updates, update = [], program.update
 
     def note(networks, optimizer, batch, noise, args, losses):
         if not updates:
@@ -177,483 +162,409 @@ def recorded(monkeypatch, folder, **settings):
         return update(networks, optimizer, batch, noise, args, losses)
 
     with monkeypatch.context() as patch:
-        patch.setattr(drol, "update", note)
-        train(folder, **settings)
+        patch.setattr(program, "update", note)
+        train(folder, program, **settings)
     return updates
 
 
-def test_batches_noise_and_networks_are_of_the_runs_seed(monkeypatch, tmp_path):
+@every_program
+def test_batches_noise_and_networks_are_of_the_runs_seed(program, monkeypatch, tmp_path):
+    """And of nothing else: evaluations, log rows and checkpoints draw nothing of theirs."""
     install(monkeypatch)
-    first = recorded(monkeypatch, tmp_path / "a")
-    again = recorded(monkeypatch, tmp_path / "b", eval_interval=1, log_interval=1)
-    other = recorded(monkeypatch, tmp_path / "c", seed=1)
+    first = recorded(monkeypatch, tmp_path / "a", program)
+    often = {"eval_interval": 1, "log_interval": 1, "checkpoint_interval": 1, "eval_episodes": 6}
+    again = recorded(monkeypatch, tmp_path / "b", program, **often)
+    other = recorded(monkeypatch, tmp_path / "c", program, seed=1)
     for ours, same in zip(first, again, strict=True):
-        for name in ours:
-            assert torch.equal(ours[name], same[name]), name
+        assert all(torch.equal(ours[name], same[name]) for name in ours)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
     weight = "actor.layers.0.weight"
     assert not torch.equal(first[0][weight], other[0][weight])
     everything = first[1:] + other[1:]  # of 4 updates each
-    for name in ("observations", "latents", "next_latents"):
+    for name in ("observations", *first[1].keys() - {"masks"}):
         drawn = [tuple(update[name].flatten().tolist()) for update in everything]
         assert len(set(drawn)) == 8, name
 
 
-def test_each_purpose_has_a_generator_of_its_own(monkeypatch, tmp_path):
+@every_program
+def test_each_purpose_has_a_generator_of_its_own(program, monkeypatch, tmp_path):
     """Else batches and noise would be made of the same numbers."""
     install(monkeypatch)
-    seeds, make = [], drol.make_generator
-
-    def note(device, *key):
-        generator = make(device, *key)
-        if len(key) in (2, 3):  # of a run; of an episode it has four parts
-            seeds.append(generator.initial_seed())
-        return generator
-
-    monkeypatch.setattr(drol, "make_generator", note)
+    seeds, make = [], program.make_generator
+    note = lambda *key: seeds.append(make(*key).initial_seed()) or make(*key)
+    monkeypatch.setattr(program, "make_generator", note)
     for seed in (0, 1):
-        train(tmp_path / str(seed), seed=seed, eval_interval=2)
+        train(tmp_path / str(seed), program, seed=seed, eval_interval=2)
     # networks, batches, noise, and the policy of each of two evaluations
     assert len(seeds) == len(set(seeds)) == 2 * 5
 
 
-def test_the_same_seed_is_the_same_run_and_another_is_not(done, data_dir, tmp_path):
-    first = done()
-    for seed in (0, 1):
-        drol.main(command(data_dir, tmp_path / str(seed), "--seed", seed))
-    assert same_weights(first, run_of(tmp_path / "0"))
-    assert not same_weights(first, run_of(tmp_path / "1"))
+@every_program
+def test_the_same_command_is_the_same_run_and_another_seed_is_not(program, corridor_run):
+    first, again = corridor_run(program, "a"), corridor_run(program, "b")
+    same_run(first, again)
+    assert not same_weights(first, corridor_run(program, "c", "--seed", 1))
 
 
-def test_evaluating_and_logging_more_often_changes_no_weight(done, data_dir, tmp_path):
-    run = done()
-    flags = ["--eval-interval", 2, "--log-interval", 2, "--eval-episodes", 1]
-    drol.main(command(data_dir, tmp_path / "often", *flags))
-    often = run_of(tmp_path / "often")
-    assert len(steps_of(often)) == len(steps_of(often, "train")) == 10
-    assert same_weights(run, often)
-
-
-# ---------------------------------------------------------------------------------------- going on
+# --------------------------------------------------------------------------------------- going on
 
 
 @every_program
-def test_more_steps_continue_a_run_as_if_it_had_not_been_left(
-    program, capsys, data_dir, tmp_path, short_episodes
-):
-    short_episodes()
-    more = ["--steps", 40, "--checkpoint-interval", 7]
-    program.main(command(data_dir, tmp_path / "parts"))
+def test_more_steps_continue_a_run_as_if_it_had_not_been_left(program, capsys, corridor_run):
+    """With other intervals of logs and checkpoints too: they change no number."""
+    parts = corridor_run(program, "parts")
     capsys.readouterr()
-    program.main(command(data_dir, tmp_path / "parts", *more))
+    more = ["--steps", 40, "--checkpoint-interval", 7, "--snapshot-interval", 30]
+    corridor_run(program, "parts", *more)
     assert "resumed at update 20" in capsys.readouterr().out
-    program.main(command(data_dir, tmp_path / "whole", *more))
+    whole = corridor_run(program, "whole", *more)
     assert "resumed" not in capsys.readouterr().out
-    parts, whole = run_of(tmp_path / "parts"), run_of(tmp_path / "whole")
-    assert same_weights(parts, whole)
-    assert (parts / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
-    assert without_rates(parts / "train.csv") == without_rates(whole / "train.csv")
+    same_run(parts, whole)
     assert steps_of(parts, "train") == [10, 20, 30, 40] and steps_of(parts) == [20, 40]
+    assert same_weights(parts, whole)
+    assert (parts / "snapshot30.pt").exists()
+    tensorboard_is_the_csv_files(parts)
+    corridor_run(program, "parts", *more)  # finished: it says its score again, and changes nothing
+    same_run(parts, whole)
+    assert "the mean of the last 2 evaluation(s)" in capsys.readouterr().out
 
 
-def test_an_evaluation_of_fewer_steps_is_not_one_of_more(monkeypatch, tmp_path):
-    """A run of 5 updates evaluates at its end; one of 8 that goes on from it does not at 5."""
-    install(monkeypatch)
-    train(tmp_path / "parts", steps=5, eval_interval=2)
-    train(tmp_path / "parts", steps=8, eval_interval=2)
-    train(tmp_path / "whole", steps=8, eval_interval=2)
-    parts, whole = ((tmp_path / x / "eval.csv").read_bytes() for x in ("parts", "whole"))
-    assert parts == whole and steps_of(tmp_path / "parts") == [2, 4, 6, 8]
+def test_overwrite_starts_anew(capsys, corridor_run):
+    run = corridor_run(drol, "runs")
+    (run / "notes.txt").write_text("old")
+    corridor_run(drol, "runs", "--steps", 10, "--overwrite", "--lr", 0.1)
+    assert "resumed" not in capsys.readouterr().out
+    assert not (run / "notes.txt").exists() and steps_of(run) == [10]
+    assert json.loads((run / "config.json").read_text())["lr"] == 0.1
 
 
-def test_the_records_of_a_run_whose_checkpoint_is_gone_go_too(done, data_dir, tmp_path):
-    """Else the folder looks like a finished run until the new one's first evaluation."""
-    run = done()
-    (run / "checkpoint.pt").unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drol, "train", lambda *args: [{"score": 0.0, "step": 20}])
-        drol.main(command(data_dir, tmp_path / "runs"))
-    assert not (run / "eval.csv").exists() and not (run / "train.csv").exists()
-
-
-def test_a_folder_that_cannot_be_deleted_is_told(done, data_dir, tmp_path):
-    run = done()
-    run.rename(tmp_path / "elsewhere")
-    run.symlink_to(tmp_path / "elsewhere")
+def test_what_cannot_be_overwritten_is_told(corridor_run):
+    run = corridor_run(drol, "runs")
+    run.rename(run.parent / "elsewhere")
+    run.symlink_to("elsewhere")
     with pytest.raises(OSError, match="symbolic link"):
-        drol.main(command(data_dir, tmp_path / "runs", "--overwrite"))
-    assert steps_of(tmp_path / "elsewhere") == [20]
-
-
-def test_ctrl_c_is_the_callers_again_after_a_run(monkeypatch, tmp_path):
-    install(monkeypatch)
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    train(tmp_path)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_process_of_the_evaluation_that_dies_is_told(data_dir, tmp_path, number):
-    """As where memory is short. The run is saved, and nothing hangs."""
-    flags = ["--steps", 400, "--eval-interval", 200, "--checkpoint-interval", 1_000_000]
-    args = command(data_dir, tmp_path / "died", *flags)
-    process = start(drol, args)
-    rows = lambda: [row for path in tmp_path.glob("*/*/*/*/train.csv") for row in read(path)]
-    wait_for(lambda: len(rows()) >= 2)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[number]), signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and "stopped at update 200 and saved" in out, (out, err)
-    at = torch.load(run_of(tmp_path / "died") / "checkpoint.pt", weights_only=True)["step"]
-    assert at == 200
-    drol.main(args)
-    drol.main(command(data_dir, tmp_path / "whole", *flags))
-    assert same_weights(run_of(tmp_path / "died"), run_of(tmp_path / "whole"))
-
-
-@every_program
-def test_a_finished_run_says_so_before_data_is_loaded(program, capsys, done, tmp_path):
-    run = done(program)
-    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
-    program.main(command(tmp_path / "no data", tmp_path / "runs"))
-    out = capsys.readouterr().out
-    assert "finished" in out and f"tools/rollout.py {run}/checkpoint.pt" in out
-    assert before == {path: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert not (tmp_path / "no data").exists()
+        corridor_run(drol, "runs", "--steps", 10, "--overwrite")
+    assert steps_of(run) == [20]
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--eval-episodes", 3], ["eval_episodes 2, not 3"]),
-    (["--eval-envs", 1], ["eval_envs 2, not 1"]),
-    (["--eval-interval", 10], ["eval_interval 20, not 10"]),
-    (["--compile", "on"], ["compile off, not on"]),
+    (["--eval-episodes", 4], "eval_episodes 2, not 4"),
+    (["--eval-envs", 1], "eval_envs 2, not 1"),
+    (["--lr", 0.1], "lr 0.0003, not 0.1"),
+    (["--compile"], "compile False, not True"),
+    (["--data-dir", "elsewhere"], "data_dir unused, not elsewhere"),
 ])  # fmt: skip
-def test_another_configuration_is_refused(done, data_dir, tmp_path, flags, words):
-    run = done()
+def test_another_run_in_the_folder_is_refused(corridor_run, tmp_path, flags, words):
+    run = corridor_run(drol, "runs")
     before = {path: path.read_bytes() for path in run.iterdir()}
-    args = command(data_dir, tmp_path / "runs", "--steps", 40)
-    refused(drol, [*args, *map(str, flags)], run, *words, "--overwrite", "--run-dir")
+    args = command("unused", tmp_path / "runs", "--steps", 40, *flags, env_id="cube-single")
+    refused(drol, args, run, words, "--exp-name", "--overwrite")
     assert before == {path: path.read_bytes() for path in run.iterdir()}
 
 
-def test_other_data_is_refused(done, data_dir, tmp_path):
-    run = done()
-    (tmp_path / "other").mkdir()
-    for path in data_dir.glob("*.npz"):
-        arrays = dict(np.load(path))
-        arrays["observations"][0, 0] += 1
-        np.savez(tmp_path / "other" / path.name, **arrays)
-    args = command(tmp_path / "other", tmp_path / "runs", "--steps", 40)
-    refused(drol, args, run, "fingerprint", "--overwrite")
-    assert steps_of(run) == [20]
-    drol.main([*args, "--overwrite"])
-    assert steps_of(run) == [20, 40]
-
-
-def test_what_does_not_change_the_result_may_change(done, data_dir, tmp_path):
-    run = done()
-    flags = ["--log-interval", 5, "--checkpoint-interval", 3, "--snapshot-interval", 30]
-    drol.main(command(data_dir, tmp_path / "runs", "--steps", 40, *flags))
-    assert steps_of(run, "train") == [10, 20, 25, 30, 35, 40]
-    assert (run / "snapshot30.pt").exists()
-
-
-def test_overwrite_starts_anew(capsys, done, data_dir, tmp_path):
-    run = done()
-    (run / "notes.txt").write_text("old")
-    first = torch.load(run / "checkpoint.pt", weights_only=True)["networks"]
-    drol.main(command(data_dir, tmp_path / "runs", "--steps", 10, "--overwrite"))
-    assert "resumed" not in capsys.readouterr().out
-    assert not (run / "notes.txt").exists() and steps_of(run) == [10]
-    anew = torch.load(run / "checkpoint.pt", weights_only=True)["networks"]
-    assert not all(torch.equal(first[name], anew[name]) for name in first)
-
-
-def test_a_damaged_checkpoint_is_told_and_left(done, data_dir, tmp_path):
-    run = done()
-    whole = (run / "checkpoint.pt").read_bytes()
-    half = whole[: len(whole) // 2]
-    (run / "checkpoint.pt").write_bytes(half)
-    args = command(data_dir, tmp_path / "runs", "--steps", 40)
-    refused(drol, args, run / "checkpoint.pt", "--overwrite")
-    assert (run / "checkpoint.pt").read_bytes() == half and steps_of(run) == [20]
-    (run / "checkpoint.pt").write_bytes(whole)
-    drol.main(args)
-    assert steps_of(run) == [20, 40]
+@every_program
+def test_a_loss_that_is_not_finite_ends_the_run(program, corridor_run, tmp_path):
+    """Its last good checkpoint stays, and is finite."""
+    flags = ["--checkpoint-interval", 1, "--lr", 1e20, "--steps", 40]
+    args = command("unused", tmp_path / "runs", *flags, env_id="cube-single")
+    run = corridor_run(program, "runs", *flags[:-2], "--steps", 1)
+    refused(program, args, "not finite", "--lr")
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert saved["step"] >= 1
+    assert all(value.isfinite().all() for value in saved["networks"].values())
 
 
 @every_program
-def test_a_checkpoint_of_the_other_program_is_told(program, finished):
-    checkpoint = finished(program) / "checkpoint.pt"
-    other = fql if program is drol else drol
-    with pytest.raises(other.UserError, match=f"is {program.ALGORITHM}.py's"):
-        other.load_policy(checkpoint)
-
-
-def test_a_policy_is_loaded(finished, tmp_path):
-    checkpoint = finished(drol) / "checkpoint.pt"
-    policy = drol.load_policy(checkpoint, seed=1)
+def test_a_policy_is_loaded(program, corridor_run, tmp_path):
+    checkpoint = corridor_run(program, "runs") / "checkpoint.pt"
     observation = np.array([0.5, -0.5])
+    policy = program.load_policy(checkpoint, seed=1)
     action = policy(observation)
     assert action.shape == (2,) and action.dtype == np.float32 and np.abs(action).max() <= 1
     assert policy(np.tile(observation, (7, 1))).shape == (7, 2)
     assert not np.array_equal(policy(observation), policy(observation))  # a latent each time
-    assert np.array_equal(drol.load_policy(checkpoint, seed=1)(observation), action)
-    assert not np.array_equal(drol.load_policy(checkpoint, seed=2)(observation), action)
-    with pytest.raises(drol.UserError, match="none.pt"):
-        drol.load_policy(tmp_path / "none.pt")
+    assert np.array_equal(program.load_policy(checkpoint, seed=1)(observation), action)
+    assert not np.array_equal(program.load_policy(checkpoint, seed=2)(observation), action)
     saved = torch.load(checkpoint, weights_only=True)
     saved["networks"] = {k: x for k, x in saved["networks"].items() if k.startswith("actor.")}
     torch.save(saved, tmp_path / "actor.pt")  # as results/ has one
-    assert np.array_equal(drol.load_policy(tmp_path / "actor.pt", seed=1)(observation), action)
+    assert np.array_equal(program.load_policy(tmp_path / "actor.pt", seed=1)(observation), action)
+    other = fql if program is drol else drol
+    with pytest.raises(AssertionError, match=f"made by {program.ALGORITHM}.py"):
+        other.load_policy(checkpoint)
 
 
-# --------------------------------------------------------------------------------- in the way of it
-
-
-def test_a_checkpoint_is_always_a_whole_one(done, data_dir, tmp_path, monkeypatch):
-    def no_space(content, file):
-        file.write(b"half")
+def test_a_checkpoint_is_always_a_whole_one(corridor_run, monkeypatch):
+    def no_space(*args):
         raise OSError(28, "No space left on device")
 
-    run = done()
+    run = corridor_run(drol, "runs")
     before = (run / "checkpoint.pt").read_bytes()
-    args = command(data_dir, tmp_path / "runs", "--steps", 40)
-    with monkeypatch.context() as full:
+    with monkeypatch.context() as full, pytest.raises(OSError, match="No space left"):
         full.setattr(torch, "save", no_space)
-        with pytest.raises(OSError, match="No space left"):
-            drol.main(args)
+        corridor_run(drol, "runs", "--steps", 40)
     assert (run / "checkpoint.pt").read_bytes() == before  # the disk was full
     with open(run / "checkpoint.pt", "rb") as reader:
-        drol.main(args)
+        corridor_run(drol, "runs", "--steps", 40)
         assert reader.read() == before  # who was reading it has not lost it
     assert steps_of(run) == [20, 40] and (run / "checkpoint.pt").read_bytes() != before
 
 
-def test_a_run_dir_that_is_a_file_is_left(data_dir, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match="file"):
-        drol.main(command(data_dir, tmp_path / "file"))
-    assert (tmp_path / "file").read_text() == "mine"
+def test_a_lock_is_of_all_users(corridor_run):
+    """Whatever the umask of the first. A second process stays out until the lock is free."""
+    before = os.umask(0o077)
+    try:
+        run = corridor_run(drol, "runs")
+    finally:
+        os.umask(before)
+    lock = Path(f"{run}.lock")
+    assert lock.stat().st_mode & 0o777 == 0o666
+    with filelock.FileLock(lock), pytest.raises(filelock.Timeout):
+        corridor_run(drol, "runs", "--steps", 40, "--overwrite")
+    assert steps_of(run) == [20]
+    corridor_run(drol, "runs", "--steps", 40)
+    assert steps_of(run) == [20, 40]
 
 
-def test_a_second_process_stays_out(done, data_dir, tmp_path):
-    run = done()
-    before = {path: path.read_bytes() for path in run.iterdir()}
-    with filelock.FileLock(f"{run}.lock"), pytest.raises(filelock.Timeout):
-        drol.main(command(data_dir, tmp_path / "runs", "--steps", 40, "--overwrite"))
-    assert before == {path: path.read_bytes() for path in run.iterdir()}
-
-
-@pytest.mark.parametrize("compile", ["on", "off"])
-def test_the_losses_are_compiled_where_it_is_asked_for(monkeypatch, tmp_path, compile):
+@pytest.mark.parametrize("compile", [True, False])
+@every_program
+def test_the_losses_are_compiled_where_it_is_asked_for(program, monkeypatch, tmp_path, compile):
     install(monkeypatch)
-    compiled, used = [], []
-    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
-    update = drol.update
-    monkeypatch.setattr(drol, "update", lambda *args: used.append(args[-1]) or update(*args))
-    train(tmp_path, compile=compile)
-    assert compiled == [drol.losses] * (compile == "on") and set(used) == {drol.losses}
+    compiled, used, update = [], [], program.update
+    note = lambda function, mode: compiled.append((function, mode)) or function
+    monkeypatch.setattr(torch, "compile", note)
+    monkeypatch.setattr(program, "update", lambda *args: used.append(args[-1]) or update(*args))
+    train(tmp_path, program, compile=compile)
+    assert compiled == [(program.losses, "default")] * compile and set(used) == {program.losses}
+
+
+def test_tracking_is_handed_to_wandb(monkeypatch, corridor_run):
+    run = corridor_run(drol, "runs")
+    wandb, calls = ModuleType("wandb"), []
+    wandb.init = lambda **options: calls.append(options)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    with pytest.raises(ImportError, match="wandb"):
+        corridor_run(drol, "runs", "--steps", 40, "--track")
+    assert steps_of(run) == [20]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    corridor_run(drol, "runs", "--steps", 40, "--track")
+    (options,) = calls
+    assert options["sync_tensorboard"] and options["config"]["steps"] == 40
+    assert options["name"] == str(run) and NAME in options["name"]
+
+
+# ------------------------------------------------------------ programs in processes of their own
+
+# Waits with the imports done, which take seconds, and is forked into a program per line.
+NURSERY = """
+import json, os, runpy, sys, drol, torch._dynamo
+from tensorboard.compat import tf
+for line in sys.stdin:
+    folder, before, sys.argv[:] = json.loads(line)
+    if os.fork() == 0:
+        break
+else:
+    os._exit(0)
+if pid := os.fork():
+    _, status = os.waitpid(pid, 0)
+    open(f"{folder}/code", "w").write(str(os.waitstatus_to_exitcode(status)))
+    os._exit(0)
+os.setsid()
+for number, name in ((0, "/dev/null"), (1, f"{folder}/stdout"), (2, f"{folder}/stderr")):
+    os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+open(f"{folder}/pid", "w").write(str(os.getpid()))
+exec(before)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+# Something that is to happen before the numberth call of a function, in whichever process it comes.
+BEFORE = """
+import gymnasium, os, pandas, time, torch, torch.utils.tensorboard
+program = os.getpid()
+def before(*args, function={function}, calls=[], **options):
+    calls.append(1)
+    if len(calls) == {number}:
+        open("{folder}/now", "w").close()
+        {action}
+    return function(*args, **options)
+{function} = before
+"""
+SHORT = """
+import functools, gymnasium, os
+gymnasium.make = functools.partial(gymnasium.make, max_episode_steps=50)
+"""
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.time() + seconds
+    while not (result := condition()):
+        assert time.time() < deadline
+        time.sleep(0.02)
+    return result
+
+
+class Process:
+    """A program that runs as in a shell of its own: it leads a session and a group. Code can run
+    before it, and something can happen in a moment (function, number, action), as in BEFORE."""
+
+    def __init__(self, nursery, folder, program, args, before="", moment=None):
+        self.folder = folder
+        folder.mkdir()
+        if moment:
+            function, number, action = moment
+            before += BEFORE.format(**locals())
+        job = [str(folder), before, [program.__file__, *args]]
+        nursery.stdin.write(json.dumps(job) + "\n")
+        nursery.stdin.flush()
+        self.pid = int(wait_for(lambda: self.text("pid")))
+
+    def text(self, name):
+        path = self.folder / name
+        return path.read_text() if path.exists() else ""
+
+    def alive(self):
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def end(self, seconds=20):
+        """Exit code, output and errors of the program, which must end and leave no process."""
+        try:
+            code = int(wait_for(lambda: self.text("code"), seconds))
+            wait_for(lambda: not self.alive(), 5)
+        finally:
+            if self.alive():
+                os.killpg(self.pid, signal.SIGKILL)
+        return code, self.text("stdout"), self.text("stderr")
+
+
+@pytest.fixture(scope="module")
+def start():
+    """start(folder, program, args, before) starts a Process."""
+    command_line = [sys.executable, "-c", NURSERY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # more threads round otherwise
+    environment.pop("MUJOCO_GL", None)
+    options = {"stdin": subprocess.PIPE, "text": True, "cwd": ROOT, "env": environment}
+    with subprocess.Popen(command_line, **options) as nursery:
+        yield functools.partial(Process, nursery)
+        nursery.stdin.close()
+
+
+# What is waited for in which call, counted per process.
+LOADING = ("gymnasium.make", 1, "time.sleep(60)")
+STARTING = ("gymnasium.make", 2, "time.sleep(1)")  # the one that says what the others are like
+STARTING_ENVIRONMENTS = ("gymnasium.make", 3, "time.sleep(1)")
+TRAINING = ("torch.optim.Adam.step", 25, "time.sleep(60)")
+EVALUATION = ("gymnasium.wrappers.TimeLimit.step", 70, "time.sleep(60)")  # the second one
+HANGING = ("gymnasium.wrappers.TimeLimit.step", 70, "os.kill(os.getpid(), 19)")  # SIGSTOP
+CSV = ("pandas.DataFrame.to_csv", 2, "")
+SAVED = ("torch.utils.tensorboard.SummaryWriter.flush", 6, "")  # of the last update
+RENAMING, RENAMING_AGAIN = ("os.replace", 1, ""), ("os.replace", 3, "")
+ALONE, GROUP = os.kill, os.killpg
+FLAGS = ["--steps", 40, "--checkpoint-interval", 7]
+
 
 
 @pytest.mark.slow
-def test_a_compiled_run_resumes_to_the_same_numbers(data_dir, tmp_path, short_episodes):
-    short_episodes()
-    flags = lambda folder, *more: command(data_dir, tmp_path / folder, "--compile", "on", *more)
-    drol.main(flags("whole", "--steps", 40))
-    drol.main(flags("parts"))
-    drol.main(flags("parts", "--steps", 40))
-    whole, parts = run_of(tmp_path / "whole"), run_of(tmp_path / "parts")
-    assert same_weights(whole, parts)
-    drol.main(command(data_dir, tmp_path / "eager", "--steps", 40))
-    eager, compiled = (
-        torch.load(run / "checkpoint.pt", weights_only=True)["networks"]
-        for run in (run_of(tmp_path / "eager"), whole)
-    )
-    assert all(torch.allclose(eager[name], compiled[name], atol=1e-5) for name in eager)
-
-
-def test_tracking_is_handed_to_wandb(monkeypatch, done, data_dir, tmp_path):
-    run = done()
-    wandb, calls = ModuleType("wandb"), []
-    wandb.init = lambda **options: calls.append(options)
-    args = command(data_dir, tmp_path / "runs", "--steps", 40, "--track")
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    with pytest.raises(ImportError, match="wandb"):
-        drol.main(args)
-    assert steps_of(run) == [20]
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    drol.main([*args, "--wandb-project-name", "mine", "--wandb-entity", "us"])
-    (options,) = calls
-    assert (options["project"], options["entity"]) == ("mine", "us")
-    assert options["sync_tensorboard"]
-    assert options["dir"] == tmp_path / "runs" and options["config"]["steps"] == 40
-    assert "pointmaze-medium-navigate-task1" in options["name"] and "seed0" in options["name"]
-
-
-# ------------------------------------------------------------------------------ a user's console
-
-
-def exit_of(monkeypatch, *args):
-    """What a program says when it ends, as it would in a process of its own."""
-    monkeypatch.setattr(sys, "argv", ["drol.py", *map(str, args)])
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path(drol.__file__, run_name="__main__")
-    return exit.value.code
-
-
-@pytest.mark.parametrize("error, words", [
-    (urllib.error.URLError("no route"), "no route"),
-    (ImportError("pip install what is missing"), "pip install"),
-    (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
-    (PermissionError(13, "Permission denied", "runs"), "Permission denied: 'runs'"),
+@pytest.mark.parametrize("program, moment, number, send", [
+    (drol, LOADING, signal.SIGINT, ALONE),
+    (fql, LOADING, signal.SIGTERM, GROUP),
+    (fql, STARTING, signal.SIGINT, GROUP),
+    (drol, STARTING, signal.SIGTERM, ALONE),
+    (drol, STARTING_ENVIRONMENTS, signal.SIGINT, GROUP),
+    (drol, STARTING_ENVIRONMENTS, signal.SIGTERM, GROUP),
+    (fql, STARTING_ENVIRONMENTS, signal.SIGTERM, ALONE),
+    (drol, TRAINING, signal.SIGTERM, ALONE),
+    (fql, TRAINING, signal.SIGINT, GROUP),
+    (fql, EVALUATION, signal.SIGINT, GROUP),
+    (drol, EVALUATION, signal.SIGTERM, GROUP),
+    (drol, HANGING, signal.SIGINT, GROUP),
+    (fql, HANGING, signal.SIGTERM, ALONE),
+    (drol, TRAINING, signal.SIGKILL, None),
+    (fql, EVALUATION, signal.SIGKILL, None),
+    (drol, CSV, signal.SIGKILL, None),
+    (drol, SAVED, signal.SIGKILL, None),
+    (drol, RENAMING, signal.SIGKILL, None),
+    (fql, RENAMING_AGAIN, signal.SIGKILL, None),
 ])  # fmt: skip
-def test_a_mistake_is_one_sentence(monkeypatch, tmp_path, error, words):
-    def fail(*args, **kwargs):
-        raise error
+def test_stopped_or_killed_and_the_same_command_goes_on(
+    start, shared, data_dir, tmp_path, short_episodes, program, moment, number, send
+):
+    """To the numbers of a run that nobody disturbed."""
+    args = command(data_dir, tmp_path / "runs", *FLAGS)
+    function, call, action = moment
+    if number == signal.SIGKILL:
+        action = "os.kill(program, 9)"  # at once
+    process = start(tmp_path / "process", program, args, SHORT, (function, call, action))
+    if number == signal.SIGKILL:
+        assert process.end()[0] == -9
+    else:
+        wait_for((process.folder / "now").exists)
+        time.sleep(0.1 if moment is STARTING_ENVIRONMENTS else 0)  # until the last is forked
+        send(process.pid, number)
+        code, out, err = process.end()
+        last = "stopped; the same command, without --overwrite, resumes the run"
+        assert (code, out.splitlines()[-1], err) == (130, last, "")
+    for checkpoint in (tmp_path / "runs").glob("*/*/*/checkpoint.pt"):
+        saved = torch.load(checkpoint, weights_only=True)  # it is whole
+        assert saved["step"] in (7, 14, 21, 28, 35, 40)
+    program.main(args)
+    run = run_of(tmp_path / "runs")
+    undisturbed = lambda folder: program.main(command(data_dir, folder, *FLAGS))
+    same_run(run, run_of(shared(f"undisturbed-{program.ALGORITHM}", undisturbed)))
+    tensorboard_is_the_csv_files(run)
 
-    monkeypatch.setattr(ogbench, "make_env_and_datasets", fail)
-    message = exit_of(monkeypatch, *command(tmp_path, tmp_path / "runs"))
-    assert message.startswith("error: ") and words in message and "\n" not in message
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags, moment, cause", [
+    (["--hidden-dims", 3_000_000, 3_000_000], None, "can't allocate memory"),
+    ([], (*TRAINING[:2], "raise KeyError('a fault')"), "KeyError: 'a fault'"),
+    ([], (*EVALUATION[:2], "raise ValueError('a fault')"), "ValueError: a fault"),
+    ([], (*EVALUATION[:2], "os._exit(9)"), "EOFError"),
+])  # fmt: skip
+def test_whatever_is_raised_ends_the_environments(start, data_dir, tmp_path, flags, moment, cause):
+    """And is the last thing that is printed."""
+    args = command(data_dir, tmp_path / "runs", *FLAGS, *flags)
+    code, out, err = start(tmp_path / "process", drol, args, SHORT, moment).end()
+    assert code == 1 and cause in err.splitlines()[-1], err
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, tmp_path):
-    def fail(*args, **kwargs):
-        raise RuntimeError("a fault")
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "250k"])  # full at the first record, at a checkpoint
+def test_a_full_disk_ends_the_environments(start, data_dir, tmp_path, size):
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
+        args = command(data_dir, tmp_path / "disk", *FLAGS, "--hidden-dims", 128, 128)
+        code, out, err = start(tmp_path / "process", drol, args, SHORT).end()
+        assert not list((tmp_path / "disk").glob("*/*/*/checkpoint.pt"))
+        assert code == 1 and "No space left" in err.splitlines()[-1], err
 
-    monkeypatch.setattr(ogbench, "make_env_and_datasets", fail)
-    with pytest.raises(RuntimeError, match="a fault"):
-        exit_of(monkeypatch, *command(tmp_path, tmp_path / "runs"))
 
-
-def test_a_run_that_another_process_writes_is_one_sentence(monkeypatch, data_dir, tmp_path):
+def test_a_run_that_another_process_trains_is_told(start, data_dir, tmp_path):
     args = command(data_dir, tmp_path)
-    task, _ = drol.resolve(settings := drol.tyro.cli(drol.Args, args=args), set())
-    folder = drol.run_folder(settings, task)
+    _, folder = fql.resolve(fql.tyro.cli(fql.Args, args=args))
     folder.parent.mkdir(parents=True)
     with filelock.FileLock(f"{folder}.lock"):
-        message = exit_of(monkeypatch, *args)
-    assert message.startswith("error: another process holds") and str(folder) in message
+        end = start(tmp_path / "process", fql, args).end()
+    assert end[0] == 1 and end[2] == f"error: another process is training this run: {folder}.lock\n"
 
 
-def start(program, args, env=os.environ, **options):
-    """A process of a program. It computes with one thread, as the tests do: sums over more can
-    differ in the last bit."""
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command_line = [sys.executable, program.__file__, *args]
-    return subprocess.Popen(command_line, env=env | {"OMP_NUM_THREADS": "1"}, **options)
-
-
-def wait_for(condition, seconds=300):
-    deadline = time.time() + seconds
-    while not condition():
-        assert time.time() < deadline
-        time.sleep(0.05)
+def test_nothing_is_asked_to_draw(start, data_dir, tmp_path):
+    before = SHORT + "os.environ['MUJOCO_GL'] = 'egl'"  # as clusters set it, with or without one
+    code, out, err = start(tmp_path / "process", fql, command(data_dir, tmp_path), before).end()
+    assert (code, err) == (0, "") and "update 20: score" in out
 
 
 @pytest.mark.slow
 def test_the_console_of_a_new_user(data_dir, tmp_path):
-    """In a terminal of 100 columns: no line is broken, no library warns, a mistake is one line."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MUJOCO_GL")}
-    environment["COLUMNS"] = "100"
-    process = start(drol, command(data_dir, tmp_path), env=environment)
-    out, err = process.communicate()
-    assert process.returncode == 0 and err == "", err
-    lines = out.replace(str(data_dir), "data").splitlines()
-    assert 25 <= len(lines) <= 60
+    """In a terminal of 100 columns: no line is broken, no library warns."""
+    environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
+    environment |= {"COLUMNS": "100", "MUJOCO_GL": "osmesa", "OMP_NUM_THREADS": "1"}
+    command_line = [sys.executable, drol.__file__, *command(data_dir, tmp_path)]
+    ran = subprocess.run(command_line, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    lines = ran.stdout.replace(str(data_dir), "data").splitlines()
+    assert 25 <= len(lines) <= 40
     # a path is not broken: it is there to be copied
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 100
-    process = start(drol, command(data_dir, tmp_path, "--lr", -1), env=environment)
-    out, err = process.communicate()
-    assert (process.returncode, out) == (1, "")
-    assert err == "error: --lr -1.0: give 0 to 1\n"
-    process = start(drol, command(data_dir, tmp_path, "--task", 9), env=environment)
-    out, err = process.communicate()
-    assert process.returncode != 0 and "--task" in err and "Traceback" not in err
-
-
-# ---------------------------------------------------------------------------- killed and stopped
-
-
-@pytest.mark.slow
-def test_killed_three_times_and_resumed_is_the_uninterrupted_run(data_dir, tmp_path):
-    flags = ["--steps", 1500, "--eval-interval", 750, "--checkpoint-interval", 50]
-    flags += ["--eval-episodes", 1]
-    args = lambda folder: command(data_dir, tmp_path / folder, *flags, "--log-interval", 25)
-    drol.main(args("whole"))
-    rng = random.Random(0)
-
-    def logged():
-        return [row for path in tmp_path.glob("killed/*/*/*/train.csv") for row in read(path)]
-
-    for _ in range(3):
-        process, at = start(drol, args("killed")), len(logged()) + rng.randint(1, 12)
-        wait_for(lambda at=at, process=process: len(logged()) >= at or process.poll() is not None)
-        process.kill()
-        out, err = process.communicate()
-        assert process.returncode == -signal.SIGKILL, (out, err)  # it had not ended by itself
-    process = start(drol, args("killed"))
-    out, err = process.communicate()
-    assert process.returncode == 0 and "resumed at update" in out, err
-    whole, killed = run_of(tmp_path / "whole"), run_of(tmp_path / "killed")
-    assert same_weights(whole, killed)
-    assert (whole / "eval.csv").read_bytes() == (killed / "eval.csv").read_bytes()
-    assert without_rates(whole / "train.csv") == without_rates(killed / "train.csv")
-    events = EventAccumulator(str(killed)).Reload()
-    steps = [x.step for x in events.Scalars("train/mse")]  # what was not flushed yet is lost
-    assert steps == sorted(set(steps)) and steps[-1] == 1500
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number, during", [
-    (signal.SIGINT, "training"), (signal.SIGTERM, "evaluation"), (signal.SIGINT, "evaluation"),
-])  # fmt: skip
-def test_a_signal_saves_and_the_same_command_goes_on(data_dir, tmp_path, number, during):
-    """As a terminal and a cluster send it: to every process of the group. An evaluation that was
-    cut off is made up for, with the numbers of one that was not."""
-    flags = ["--eval-episodes", 4, "--checkpoint-interval", 1_000_000, "--log-interval", 10]
-    if during == "training":
-        flags += ["--steps", 1000, "--eval-interval", 1000]
-    args = command(data_dir, tmp_path / "stopped", *flags)
-    process = start(drol, args, start_new_session=True)
-    rows = lambda: [row for path in tmp_path.glob("*/*/*/*/train.csv") for row in read(path)]
-    wait_for(lambda: len(rows()) >= 2)  # the evaluation at update 20 begins here
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + number and "saved" in out, (out, err)
-    assert "Traceback" not in err, err
-    run = run_of(tmp_path / "stopped")
-    assert not (run / "eval.csv").exists()
-    at = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
-    assert at == 20 if during == "evaluation" else 20 <= at < 1000
-    assert f"stopped at update {at:,}" in out
-    drol.main(args)
-    drol.main(command(data_dir, tmp_path / "whole", *flags))
-    whole = run_of(tmp_path / "whole")
-    assert same_weights(run, whole)
-    assert (run / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
-
-
-def test_a_run_stopped_in_its_evaluation_makes_up_for_it(monkeypatch, tmp_path):
-    """In this process: the signal comes with the first action of the second evaluation."""
-    install(monkeypatch)
-    settings = {"steps": 6, "eval_interval": 2, "eval_episodes": 4, "log_interval": 2}
-    whole = train(tmp_path / "whole", **settings)
-    act = drol.act
-
-    def act_and_stop(*args):
-        if (tmp_path / "parts" / "checkpoint.pt").exists():  # of the first evaluation
-            os.kill(os.getpid(), signal.SIGTERM)
-        return act(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(drol, "act", act_and_stop)
-        with pytest.raises(SystemExit) as exit:
-            train(tmp_path / "parts", **settings)
-    assert exit.value.code == 128 + signal.SIGTERM
-    saved = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == 4 and [row["step"] for row in saved["rows"]["eval"]] == [2]
-    parts = train(tmp_path / "parts", **settings)
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    csv = [(tmp_path / name / "eval.csv").read_bytes() for name in ("whole", "parts")]
-    assert csv[0] == csv[1]
