@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Experiments, one command each. After an interruption, give the same command again: it goes on.
 #
-#   bash run_all.sh smoke     one minute: collects a little data, trains briefly, evaluates
+#   bash run_all.sh smoke     minutes: collects a little data, trains briefly, evaluates
 #   bash run_all.sh demo      from nothing but Python to a trained policy on a laptop
 #   bash run_all.sh test      the tests; without the long ones: bash run_all.sh test -m "not slow"
 #   bash run_all.sh runtime   tools/bench.py: milliseconds per update and per action

@@ -3,36 +3,56 @@
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
 
-mpl.use("Agg")  # no display is needed
-import matplotlib.pyplot as plt  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # where tools is
-from tools.figures import COLORS  # noqa: E402
+from tools.figures import COLORS, WIDTH, add_caption, plt  # noqa: E402
 
-METHODS = {"FQL": "FQL", "DROL16": "DROL", "DROLstar": "DROL*"}
-LABELS = {"FQL": "FQL", "DROL16": "DROL(16)", "DROLstar": "DROL*, the best K of each family"}
+METHODS = {"DROL(16)": ("DROL16", "DROL"), "DROL*": ("DROLstar", "DROL*"), "FQL": ("FQL", "FQL")}
 
 
 def main():
     table = pd.read_csv(ROOT / "testdata" / "published_results.csv")
     table = table[~table.group.str.startswith("d4rl")]
-    figure, axis = plt.subplots(figsize=(8.3, 3.2), layout="constrained")
-    places = np.arange(len(table))
-    for i, (column, color) in enumerate(METHODS.items()):
-        bars = axis.bar(places + 0.27 * (i - 1), table[column], 0.25, color=COLORS[color],
-                        label=LABELS[column])
-        axis.bar_label(bars, fontsize=7)
-    names = table.group.str.replace("humanoidmaze", "humanoid-maze").str.replace("-", "-\n", n=1)
-    axis.set_xticks(places, names, fontsize=8)
-    axis.set_ylabel("success rate, %")
-    axis.legend(frameon=False, fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(ROOT / "results" / "published.png", dpi=200)
+    settings = pd.read_csv(ROOT / "testdata" / "published_settings.csv")
+    settings = settings[(settings.suite == "DROL*") & (settings.task == 1)]
+    best = settings.set_index("family").k.astype(int)
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.7), layout="constrained")
+    for i, (method, (column, color)) in enumerate(METHODS.items()):
+        scores, spread, x = table[column], table[f"{column}_std"], table.index + 0.27 * (i - 1)
+        axis.bar(
+            x,
+            scores,
+            0.25,
+            color=COLORS[color],
+            yerr=spread,
+            error_kw={"elinewidth": 0.8, "ecolor": "#555555"},
+        )
+        for place, score, top in zip(x, scores, scores + spread, strict=True):
+            axis.text(place, top + 1, score, ha="center", fontsize=8)
+        axis.text(
+            (0.22, 0.36, 0.46)[i],
+            0.97,
+            method,
+            color=COLORS[color],
+            fontsize=12,
+            fontweight="bold",
+            transform=axis.transAxes,
+            va="top",
+        )
+    names = table.group.str.replace("-", "-\n", n=1)
+    names = names.str.replace("humanoidmaze-\n", "humanoid-\nmaze-")
+    labels = [f"{name}\nK* = {best[group]}" for name, group in zip(names, table.group, strict=True)]
+    axis.set_xticks(table.index, labels, fontsize=7.6)
+    axis.tick_params(axis="x", length=0)
+    axis.set(ylabel="success rate, %", ylim=(0, 115), yticks=range(0, 101, 20), xlim=(-0.5, 9.5))
+    add_caption(
+        figure,
+        "The papers' means over five tasks and eight seeds, with the standard "
+        "deviation over seeds. DROL(16): K = 16. DROL*: the best K of the family, K*.",
+    )
+    figure.savefig(ROOT / "results" / "published.png")
 
 
 if __name__ == "__main__":

@@ -2,54 +2,45 @@
 
 import json
 import math
+import runpy
+import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from matplotlib.patches import Polygon
 from scipy import stats
 
 import drol
 import fql
+from tests.helpers import ROOT
 from tools import figures, records
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 PUBLISHED = records.read_published()
+CUBE, SCENE = "cube-double-play-singletask-task{}-v0", "scene-play-singletask-task1-v0"
 
 
-def made_up_run(folder, env, scores, k=16, seed=0, method=None, source="unknown", **typed):
+def made_up_run(folder, env, scores, k=16, seed=0, method=None, **given):
     """A run with given scores after 100, 200, ... updates. k: None for FQL. Its candidates lie
-    K / 10 apart and its cloning loss is 1 / K in the last tenth of train.csv, and 1 more before."""
-    program, algorithm, suite = (drol, "drol", "DROL(16)") if k else (fql, "fql", "FQL")
-    family, _, rest = env.partition("-singletask-task")
-    task = int(rest[0]) if rest else None
-    dataset = f"{family}-v0" if task else env
-    published = PUBLISHED.get((env, suite), {"bc_coef": 1.0, "alpha": 10.0})
-    settings = vars(program.Args(env_id=env))
-    settings |= {name: published[name] for name in settings if name in published}
-    settings |= {"task": task, "seed": seed, "steps": 100 * len(scores)} | typed
-    if k:
-        settings["k"] = k
-    method = method or f"{algorithm}-k{k}-{len(list(folder.glob('*/*')))}"
+    K / 10 apart and its cloning loss is 1 / K in the last tenth of train.csv, and more before."""
+    program = drol if k else fql
+    name, _, task = env.removesuffix("-v0").partition("-singletask-task")
+    env_id = name.rpartition("-")[0] if task else env
+    args = program.Args(env_id=env_id, task=int(task) if task else None, seed=seed)
+    program.resolve(args)
+    settings = vars(args) | {"steps": 100 * len(scores)} | ({"k": k} if k else {}) | given
+    method = method or f"{program.ALGORITHM}-k{k}-{len(list(folder.glob('*/*')))}"
     run = folder / env / method / f"seed{seed}"
     run.mkdir(parents=True)
-    config = {
-        "algorithm": algorithm, "settings": settings,
-        "env": {"name": env, "dataset": dataset, "task": task,
-                "preset": family.removesuffix("-play").removesuffix("-noisy")},
-        "origin": {name: "command line" if name in typed else "default" for name in settings},
-        "data": {"source": source, "simulator": "mujoco 3.4.0", "fingerprint": "0", "path": "x"},
-    }
-    (run / "config.json").write_text(json.dumps(config, default=str))
+    config = {"algorithm": program.ALGORITHM, "env_name": env, "versions": {}} | settings
+    (run / "config.json").write_text(json.dumps(config))
     steps = [100 * (i + 1) for i in range(len(scores))]
     pd.DataFrame({"step": steps, "score": scores}).to_csv(run / "eval.csv", index=False)
     log = pd.DataFrame({"step": range(10, 210, 10)})
     early = (log.step <= 180).astype(float)  # the last tenth is 190 and 200
-    log["pairwise_distance"] = (k or 0) / 10 + early
-    log["bc_loss"] = 1 / (k or 1) + early
+    if k:
+        log["candidate_spread"] = (k / 10) ** 2 * (k - 1) / (2 * k) + early
+        log["bc_loss"] = 1 / k + early
     log.to_csv(run / "train.csv", index=False)
     return run
 
@@ -67,7 +58,7 @@ def caption(figure):
 
 
 def thick_lines(axis):
-    """{label of the legend: (x, y)} of the lines with markers: the means."""
+    """The lines with markers: the means."""
     return [line for line in axis.lines if line.get_marker() not in ("None", None, "")]
 
 
@@ -75,17 +66,7 @@ def titles(figure):
     return [axis.get_title(loc="left") for axis in figure.axes if axis.get_visible()]
 
 
-def assert_nothing_clipped(axis):
-    low, high = axis.get_ylim()
-    for line in axis.lines:
-        values = np.asarray(line.get_ydata(), float)
-        assert low < np.nanmin(values) and np.nanmax(values) < high
-
-
 # ------------------------------------------------------------------------------------------ table
-
-
-CUBE = "cube-double-play-singletask-task{}-v0"
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +80,10 @@ def runs_dir(tmp_path_factory):
     for seed in range(3):  # a second task of three of the seeds
         made_up_run(runs, CUBE.format(2), [0, 90, 90, 90], 16, seed)
     made_up_run(runs, CUBE.format(1), [99], 16, seed=9, steps=400)  # unfinished
-    made_up_run(runs, "scene-play-singletask-task1-v0", [1, 2, 3, 4, 5, 6], steps=200)
-    made_up_run(runs, "cube-double-noisy-singletask-task1-v0", [7, 7, 7])
+    made_up_run(runs, SCENE, [1, 2, 3, 4, 5, 6], steps=200)
     made_up_run(runs, CUBE.format(1), [70, 70, 70], eval_episodes=5)
     for task in (1, 2):
-        source = "collected locally: 3 episodes, seed 4, ogbench 1.2.2, mujoco 3.4.0"
-        made_up_run(runs, CUBE.format(task), [70 + task] * 3, source=source)
+        made_up_run(runs, CUBE.format(task), [70 + task] * 3, data_dir="data")
     made_up_run(runs, "antmaze-umaze-v2", [10, 20, 60])
     made_up_run(runs, "pen-human-v1", [10, 20, 130])
     return runs
@@ -116,8 +95,9 @@ def table(runs_dir):
 
 
 def cell(table, family, method, condition):
-    (row,) = table[(table.family == family) & (table.method == method)
-                   & (table.condition == condition)].to_dict("records")
+    (row,) = table[
+        (table.family == family) & (table.method == method) & (table.condition == condition)
+    ].to_dict("records")
     return row
 
 
@@ -146,9 +126,8 @@ def test_bootstrap_is_stratified_by_task(table):
 def test_what_a_row_is_of(table):
     assert cell(table, "cube-double", "FQL", "not run")["seeds"] == 0
     assert cell(table, "cube-double", "DROL(16)", "300 updates; eval_episodes 5")["mean"] == 70
-    local = cell(table, "cube-double", "DROL(16)", "300 updates; local data (3 episodes, seed 4)")
+    local = cell(table, "cube-double", "DROL(16)", "300 updates; data_dir data")
     assert (local["mean"], local["tasks"], local["which"]) == (71.5, 2, "task 1, task 2")
-    assert math.isnan(cell(table, "cube-double-noisy", "DROL(16)", "300 updates")["published"])
     # what a run was trained for, not what it was last asked for
     assert cell(table, "scene", "DROL(16)", "600 updates")["mean"] == 5
     # D4RL's score is the last evaluation's
@@ -165,34 +144,63 @@ def test_markdown_says_what_has_not_been_run(table):
     assert "| d4rl-antmaze | DROL(16) | 60.0 | 60.0 | 78 | 1 of 6 (antmaze-umaze-v2) | 1 |" in text
     assert "| cube-double | DROL* | 32.0 +- 12.5 | 27.5 [" in text
     assert "400 updates (1 unfinished left out)" in text
-    assert "| cube-double-noisy | DROL(16) | 7.0 | 7.0 | not published |" in text
-
-
-def test_the_names_of_folders_say_nothing(tmp_path):
-    """Records of both namings are read, and a flag typed at its default value changes nothing."""
-    for seed, method in enumerate(("drol-k16-9a5d528f", "drol-k16", "drol-k16-lr0.001")):
-        typed = {"lr": 3e-4, "bc_coef": 3.0} if seed == 1 else {}
-        made_up_run(tmp_path, CUBE.format(1), [1, 2, 3], 16, seed, method, **typed)
-    runs, _ = load(tmp_path)
-    assert list(runs.condition) == ["300 updates"] * 3 and list(runs.method) == ["DROL K = 16"] * 3
-    assert all(suites == ["DROL(16)"] for suites in runs.suites)
 
 
 def test_settings_that_differ_are_named(tmp_path):
-    made_up_run(tmp_path, CUBE.format(1), [1], lr=1e-3, hidden_dims=[128, 128], bc_coef=30.0,
-                eval_envs=5, data_dir="data")
+    made_up_run(
+        tmp_path,
+        CUBE.format(1),
+        [1],
+        lr=1e-3,
+        hidden_dims=[128, 128],
+        bc_coef=30.0,
+        eval_envs=5,
+        exp_name="mine",
+    )
     made_up_run(tmp_path, CUBE.format(1), [1], k=None, alpha=7.0)
+    made_up_run(tmp_path, "pointmaze-medium-navigate-singletask-task1-v0", [1], tau=0.1)
     runs, _ = load(tmp_path)
-    assert list(runs.method) == ["DROL K = 16, bc_coef 30", "FQL, alpha 7"]
-    assert list(runs.condition) == ["100 updates; lr 0.001; hidden_dims 128 128", "100 updates"]
-    assert list(runs.suites) == [[], []]
+    assert list(runs.method) == ["DROL K = 16, bc_coef 30", "FQL, alpha 7", "DROL K = 16"]
+    assert list(runs.settings) == ["lr 0.001; hidden_dims 128 128; exp_name mine", "", "tau 0.1"]
+    assert list(runs.suites) == [[], [], ["DROL(16)"]]
+
+
+@pytest.mark.parametrize("copy", ["drol-k16/seed0.bak", "drol-k16-old/seed0"])
+def test_two_runs_of_one_seed_are_refused(tmp_path, copy):
+    """A copy beside its original, also of an earlier time, neither counts as a seed nor is averaged
+    into it. Another experiment's name makes another method."""
+    run = made_up_run(tmp_path, SCENE, [1, 2, 3], method="drol-k16")
+    made_up_run(tmp_path, SCENE, [1, 2, 3], method="mine-k16", exp_name="mine")
+    assert len(load(tmp_path)[0]) == 2
+    other = tmp_path / SCENE / copy
+    shutil.copytree(run, other)
+    config = json.loads((run / "config.json").read_text()) | {"steps": 200, "device": "cuda"}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as exit:
+        call("--run-dir", tmp_path, "--out", tmp_path / "out")
+    message = str(exit.value)
+    assert message.startswith("error: ") and "\n" not in message
+    assert f"{run}" in message and f"{other}" in message and "one task, method and seed" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_released_runs_are_read(tmp_path):
+    """Their settings stand under "agent", and they are no second run of the seed."""
+    made_up_run(tmp_path, SCENE, [1, 2, 3])
+    run = made_up_run(tmp_path, SCENE, [4, 5, 6], method="released")
+    agent = {"num_candidates": 16, "bc_coef": 3.0, "lr": 3e-4}
+    config = {"algorithm": "drol", "code": "released", "env_name": SCENE, "seed": 0, "agent": agent}
+    (run / "config.json").write_text(json.dumps(config))
+    runs, _ = load(tmp_path)
+    assert list(runs.code) == ["ours", "released"] and list(runs.score) == [2, 5]
+    assert list(runs.condition) == ["300 updates", "300 updates; code released"]
 
 
 def test_committed_records_are_read(capsys):
-    runs, curves = load(RESULTS / "local" / "records")
+    runs, curves = load(ROOT / "results" / "local" / "records")
     assert "left out" not in capsys.readouterr().out
     cube = runs[(runs.task == "cube-single, task 2") & (runs.k == 16)]
-    assert list(cube.score) == [88, 84]  # as recorded in results/local
+    assert list(cube.score) == [88, 84] and set(cube.suites.str[0]) == {"DROL(16)"}
     assert len(curves[curves.path == cube.path.iloc[0]]) == 8
 
 
@@ -201,11 +209,10 @@ def test_committed_records_are_read(capsys):
 
 def test_learning_curves_of_one_task_by_hand(tmp_path):
     """Two seeds of DROL as thin lines and their mean, three of FQL as a mean and a shade."""
-    scene = "scene-play-singletask-task1-v0"
     for seed in range(2):
-        made_up_run(tmp_path, scene, [0, 40 + 20 * seed, 100], 16, seed, lr=1e-3)
+        made_up_run(tmp_path, SCENE, [0, 40 + 20 * seed, 100], 16, seed, lr=1e-3)
     for seed in range(3):
-        made_up_run(tmp_path, scene, [0, 10 * seed, 30], None, seed, lr=1e-3)
+        made_up_run(tmp_path, SCENE, [0, 10 * seed, 30], None, seed, lr=1e-3)
     table, figure = figures.learning_curves(load(tmp_path)[1])
     (axis,) = figure.axes
     drol_mean, fql_mean = thick_lines(axis)
@@ -214,15 +221,16 @@ def test_learning_curves_of_one_task_by_hand(tmp_path):
     thin = [list(line.get_ydata()) for line in axis.lines if line not in (drol_mean, fql_mean)]
     assert thin == [[0, 40, 100], [0, 60, 100]]
     (shade,) = axis.collections  # FQL's, from its lowest to its highest seed
-    at_200 = shade.get_paths()[0].vertices
-    assert {y for x, y in at_200 if x == 200} == {0, 20}
-    assert axis.get_ylabel() == "success rate, %" and titles(figure) == ["(1) scene, task 1"]
-    assert_nothing_clipped(axis)
-    assert list(axis.get_yticks()) == [0, 20, 40, 60, 80, 100] and axis.get_ylim()[1] < 110
+    assert {y for x, y in shade.get_paths()[0].vertices if x == 200} == {0, 20}
+    assert axis.get_ylabel() == "success rate, %" and titles(figure) == ["scene, task 1"]
     assert "300 updates, lr 0.001" in caption(figure)
-    legend = {text.get_text(): line.get_color() for text, line in
-              zip(figure.legends[0].get_texts(), figure.legends[0].get_lines(), strict=True)}
-    assert legend == {"DROL K = 16": drol_mean.get_color(), "FQL": fql_mean.get_color()}
+    legend = {
+        text.get_text(): line.get_color()
+        for text, line in zip(
+            figure.legends[0].get_texts(), figure.legends[0].get_lines(), strict=True
+        )
+    }
+    assert legend == {"DROL K = 16": figures.COLORS["DROL"], "FQL": figures.COLORS["FQL"]}
     assert list(table["mean"]) == [0, 50, 100, 0, 10, 30]
 
 
@@ -231,64 +239,59 @@ def test_at_most_three_methods_per_panel(tmp_path):
     for k in (1, 2, 4, 16, 64):  # K* is 64
         made_up_run(tmp_path, CUBE.format(1), [k, k, k], k)
     for weight in (1.0, 2.0, 5.0, 6.0):
-        made_up_run(tmp_path, "scene-play-singletask-task1-v0", [weight] * 3, bc_coef=weight)
+        made_up_run(tmp_path, SCENE, [weight] * 3, bc_coef=weight)
     made_up_run(tmp_path, CUBE.format(1), [5, 5, 5], None)
     _, figure = figures.learning_curves(load(tmp_path)[1])
-    heights = [[line.get_ydata()[0] for line in thick_lines(axis)] for axis in figure.axes
-               if axis.get_visible()]
+    heights = [
+        [line.get_ydata()[0] for line in thick_lines(axis)]
+        for axis in figure.axes
+        if axis.get_visible()
+    ]
     assert heights == [[16, 64, 5], [1, 2, 5], [6]]
+    colors = [line.get_color() for axis in figure.axes[1:3] for line in thick_lines(axis)]
+    assert len(set(colors)) == 4
 
 
 def test_normalised_returns_have_room(tmp_path):
     made_up_run(tmp_path, "pen-human-v1", [-20, 80, 140])
     _, figure = figures.learning_curves(load(tmp_path)[1])
     (axis,) = figure.axes
-    assert axis.get_ylabel() == "normalised return" and titles(figure) == ["(1) pen-human-v1"]
-    assert_nothing_clipped(axis)
+    assert axis.get_ylabel() == "normalised return" and titles(figure) == ["pen-human-v1"]
+    low, high = axis.get_ylim()
+    assert -30 < low < -20 and 140 < high < 150
 
 
-def test_settings_stand_in_the_caption(tmp_path):
-    """Long settings that differ leave room for the curves, and no title holds them."""
-    for name in ("cube-single", "scene"):
-        env = f"{name}-play-singletask-task1-v0"
-        for k in (16, 1, 4):
-            made_up_run(tmp_path, env, [1, 2, 3], k, source=f"collected locally: {name}",
-                        hidden_dims=[128, 128, 128], eval_interval=5000, eval_episodes=25,
-                        lr=0.001, tau=0.02, batch_size=100 + len(name))
-    runs, curves = load(tmp_path)
-    for _, figure in (figures.learning_curves(curves), figures.ksweep(records.sweeps(runs))):
-        assert titles(figure) == ["(1) cube-single, task 1", "(2) scene, task 1"]
-        assert "hidden_dims 128 128 128" in caption(figure)
-        assert "(1): batch_size 111; local data (cube-single)." in caption(figure)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as: axes sizes collapsed to zero
-            figure.draw_without_rendering()
-        for axis in figure.axes:
-            assert axis.get_position().height > 0.4 and axis.get_position().width > 0.3
-
-
-def test_long_titles_are_not_cut(tmp_path):
-    """The longest names of the suites, in nine panels and in ten, stay inside their columns."""
+def test_long_names_and_settings_leave_room(tmp_path):
+    """Ten panels with the longest titles: no title is cut, and what differs is in the caption."""
     for size in ("medium", "large"):
         for task in range(1, 6):
             env = f"humanoidmaze-{size}-navigate-singletask-task{task}-v0"
-            made_up_run(tmp_path, env, [task, task])
-    _, curves = load(tmp_path)
-    for count in (9, 10):
-        tasks = curves.task.unique()[-count:]
-        _, figure = figures.learning_curves(curves[curves.task.isin(tasks)])
+            made_up_run(
+                tmp_path,
+                env,
+                [1, 2],
+                hidden_dims=[128, 128, 128],
+                lr=0.001,
+                tau=0.02,
+                eval_episodes=25,
+                batch_size=256 + (size == "large"),
+            )
+    _, figure = figures.learning_curves(load(tmp_path)[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as: axes sizes collapsed to zero
         figure.draw_without_rendering()
-        boxes = [axis._left_title.get_window_extent() for axis in figure.axes[:count]]
-        assert max(box.x1 for box in boxes) < figure.bbox.width
-        rows = zip(boxes, boxes[1:], strict=False)
-        assert all(a.x1 < b.x0 for a, b in rows if abs(a.y0 - b.y0) < 1)
+    boxes = [axis._left_title.get_window_extent() for axis in figure.axes]
+    assert max(box.x1 for box in boxes) < figure.bbox.width
+    rows = zip(boxes, boxes[1:], strict=False)
+    assert all(a.x1 < b.x0 for a, b in rows if abs(a.y0 - b.y0) < 1)
+    assert "hidden_dims 128 128 128" in caption(figure)
+    assert "(1), (2), (3), (4), (5): batch_size 257." in caption(figure)
 
 
 def test_seeds_without_a_common_evaluation(tmp_path):
     """One seed was cut off after an evaluation that the other does not have: no mean yet."""
-    scene = "scene-play-singletask-task1-v0"
-    made_up_run(tmp_path, scene, [1, 2], 1, seed=0)
-    cut_off = made_up_run(tmp_path, scene, [1, 2], 1, seed=1)
+    made_up_run(tmp_path, SCENE, [1, 2], 1, seed=0)
+    cut_off = made_up_run(tmp_path, SCENE, [1, 2], 1, seed=1)
     (cut_off / "eval.csv").write_text("step,score\n50,5\n")
     made_up_run(tmp_path, "cube-single-play-singletask-task1-v0", [3, 4], 1)
     table, figure = figures.learning_curves(load(tmp_path)[1])
@@ -304,10 +307,9 @@ def test_ksweep_plots_a_dot_per_seed(runs_dir, capsys):
     mean, dots = axis.lines
     assert list(mean.get_xdata()) == [1, 16, 64] and list(mean.get_ydata()) == [12, 52, 32]
     points = sorted(zip(dots.get_xdata(), dots.get_ydata(), strict=True))
-    assert points == [(k, offset + seed**3 + 3) for k, offset in ((1, 0), (16, 40), (64, 20))
-                      for seed in range(4)]
-    assert not axis.collections and not axis.patches  # no bars
-    assert axis.get_ylabel() == "success rate, %" and list(axis.get_yticks())[::5] == [0, 100]
+    assert points == [
+        (k, offset + seed**3 + 3) for k, offset in ((1, 0), (16, 40), (64, 20)) for seed in range(4)
+    ]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "16", "64"]
     assert list(table["mean"]) == [12, 52, 32] and list(table.seeds) == [4, 4, 4]
 
@@ -320,15 +322,18 @@ def test_ksweep_of_an_unpublished_task(tmp_path):
 
 
 def test_scaling_plots_the_last_tenth(runs_dir):
+    """The distance is the root mean square over pairs, which follows from the variance."""
     runs, _ = load(runs_dir)
     table, figure = figures.scaling(records.load_candidates(records.sweeps(runs)))
     apart, loss = [axis for axis in figure.axes if axis.get_visible()]
     assert list(apart.lines[0].get_xdata()) == [1, 16, 64]
-    assert list(apart.lines[0].get_ydata()) == pytest.approx([0.1, 1.6, 6.4])
+    assert list(apart.lines[0].get_ydata()) == pytest.approx([0, 1.6, 6.4])
     assert list(loss.lines[0].get_ydata()) == pytest.approx([1, 1 / 16, 1 / 64])
-    assert list(apart.lines[1].get_ydata()) == pytest.approx(np.repeat([0.1, 1.6, 6.4], 4))
-    assert [text.get_text() for text in apart.texts] == ["(1) cube-double, task 1"]  # at its line
-    assert apart.texts[0].get_color() == apart.lines[0].get_color() and not apart.child_axes
+    assert list(apart.lines[1].get_ydata()) == pytest.approx(np.repeat([0, 1.6, 6.4], 4))
+    assert "cube-double, task 1" in caption(figure) and not apart.texts
+    points = np.random.default_rng(0).normal(size=(5, 3))
+    pairs = [np.mean((a - b) ** 2) for i, a in enumerate(points) for b in points[:i]]
+    assert points.var(0).mean() * 2 * 5 / 4 == pytest.approx(np.mean(pairs))
     assert list(table["std"]) == [0] * 6  # four equal seeds each
 
 
@@ -345,75 +350,118 @@ def test_scaling_labels_do_not_overlap(tmp_path):
         assert len(boxes) == 3 and all(a.y1 <= b.y0 for a, b in zip(boxes, boxes[1:], strict=False))
 
 
-BENCH = "method,update_ms,action_ms,device,batch_size,hidden_dims,observation_dim,action_dim\n"
+BENCH = "method,{}update_ms,released_ms,device,batch_size,hidden_dims,observation_dim,action_dim\n"
+REST = ",cpu,256,512 512,69,21\n"
 
 
 def test_runtime_is_beside_the_released_code(tmp_path):
-    """Medians over the rounds, the ratio within each, at the K that both have; no acting."""
-    (tmp_path / "bench.csv").write_text(
-        BENCH + "DROL K = 1,2.5,0.1,cpu,256,512 512,69,21\n"
-        "DROL K = 4,3,0.1,cpu,256,512 512,69,21\n")
-    (tmp_path / "released_code.csv").write_text(
-        "round,method,update_ms,released_ms\n1,DROL K = 1,20,30\n2,DROL K = 1,10,30\n"
-        "3,DROL K = 1,30,30\n1,FQL,50,100\n2,FQL,50,200\n3,FQL,50,150\n")
-    table, figure = figures.runtime(records.load_runtime(tmp_path / "bench.csv"))
+    """Medians over rounds. What the labels say follows from the bars' heights."""
+    rows = [
+        "DROL K = 1,20,30",
+        "DROL K = 1,10,30",
+        "DROL K = 1,30,30",
+        "FQL,50,100",
+        "FQL,50,200",
+        "FQL,50,150",
+    ]
+    (tmp_path / "bench.csv").write_text(BENCH.format("") + "".join(row + REST for row in rows))
+    table, figure = figures.runtime(*records.load_runtime(tmp_path / "bench.csv"))
     (axis,) = figure.axes
     ours, released = axis.containers
     assert [bar.get_height() for bar in ours] == [20, 50]
     assert [bar.get_height() for bar in released] == [30, 150]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["DROL K = 1", "FQL"]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["this code",
-                                                                          "released code"]
     labels = [text.get_text() for text in axis.texts]
-    assert "1.5 times" in labels[0] and "3.0 times" in labels[1]
-    assert labels[2:] == ["30 ms", "150 ms"]
+    assert labels[:6] == [
+        "20 ms",
+        "50 ms",
+        "30 ms",
+        "150 ms",
+        "1.5 times\nas fast",
+        "3.0 times\nas fast",
+    ]
     assert "cpu" in caption(figure) and "69 observations" in caption(figure)
-    assert list(table.update_ms) == [20, 50, 30, 150]
+    assert list(table["this code"]) == [20, 50] and list(table["released code"]) == [30, 150]
 
 
-def test_runtime_without_the_released_code(tmp_path):
-    (tmp_path / "bench.csv").write_text(BENCH + "DROL K = 1,2.5,0.1,cpu,256,512 512,69,21\n"
-                                        "FQL,3.5,0.1,cpu,256,512 512,69,21\n")
-    _, figure = figures.runtime(records.load_runtime(tmp_path / "bench.csv"))
-    (bars,) = figure.axes[0].containers
-    assert [bar.get_height() for bar in bars] == [2.5, 3.5]
+def test_runtime_tells_modes_and_precisions_apart(tmp_path):
+    rows = [
+        f"DROL K = {k},{mode},{precision},{k * ms},"
+        for k in (1, 4)
+        for mode, precision, ms in (
+            ("eager", "highest", 4),
+            ("compile", "highest", 2),
+            ("eager", "high", 3),
+            ("compile", "high", 1),
+        )
+    ]
+    text = BENCH.format("mode,matmul_precision,").replace("released_ms", "floor_ms")
+    (tmp_path / "bench.csv").write_text(text + "".join(row + REST for row in rows))
+    _, figure = figures.runtime(*records.load_runtime(tmp_path / "bench.csv"))
+    heights = {
+        bars.get_label(): [bar.get_height() for bar in bars] for bars in figure.axes[0].containers
+    }
+    assert heights == {
+        "eager, highest": [4, 16],
+        "compile, highest": [2, 8],
+        "eager, high": [3, 12],
+        "compile, high": [1, 4],
+    }
 
 
-def test_runtime_tells_routing_in_bfloat16_apart(tmp_path):
-    header = BENCH.replace("method,", "method,routing_dtype,")
-    rest = ",0.1,cpu,256,512 512,69,21\n"
-    (tmp_path / "bench.csv").write_text(
-        f"{header}DROL K = 1,float32,9{rest}DROL K = 4,float32,8{rest}DROL K = 4,bfloat16,4{rest}"
-        f"FQL,,7{rest}")
-    _, figure = figures.runtime(records.load_runtime(tmp_path / "bench.csv"))
-    plain, bfloat16 = figure.axes[0].containers
-    assert [bar.get_height() for bar in plain] == [9, 8, 7]
-    assert np.nanmax([bar.get_height() for bar in bfloat16]) == 4
-    labels = [text.get_text() for text in figure.axes[0].texts]
-    assert labels == ["9.00 ms", "8.00 ms", "7.00 ms", "", "4.00 ms", ""]
+def test_reproduction_by_hand(tmp_path):
+    """Only the seeds with the most updates count, by the mean of their last three evaluations."""
+    plot = runpy.run_path(str(ROOT / "results" / "reproduction" / "plot.py"))
+    env = "cube-single-play-singletask-task2-v0"
+    for seed, scores in enumerate(([0, 90, 96, 99], [0, 60, 63, 66], [100])):
+        made_up_run(tmp_path, env, scores, None, seed, method="fql-alpha300")
+    run = made_up_run(tmp_path, env, [50, 60, 70, 80], None, method="fql-released-alpha300")
+    config = {"algorithm": "fql", "code": "released", "env_name": env, "seed": 0, "agent": {}}
+    (run / "config.json").write_text(json.dumps(config))
+    table = plot["make_table"](tmp_path)
+    assert len(table) == 13 and set(table.episodes) == {50}
+    share = stats.binomtest(45, 50).proportion_ci(method="wilson")
+    row = table[(table.code == "ours") & (table.score == 90)]
+    assert np.allclose(row[["low", "high"]], [[100 * share.low, 100 * share.high]])
+    ours, released = plot["summarise"](table).to_dict("records")
+    assert (ours["seeds"], ours["updates"], ours["score"]) == (2, 400, 79)
+    assert (ours["low"], ours["high"], ours["published"]) == (63, 95, 97)
+    assert (released["code"], released["seeds"], released["score"]) == ("released", 1, 70)
+
+
+def test_reproduction_is_of_its_records():
+    """table.csv and summary.csv are what the script makes of the records."""
+    folder = ROOT / "results" / "reproduction"
+    plot = runpy.run_path(str(folder / "plot.py"))
+    table = plot["make_table"](folder / "records")
+    for name, made in (("table", table), ("summary", plot["summarise"](table))):
+        written = pd.read_csv(folder / f"{name}.csv")
+        pd.testing.assert_frame_equal(made.round(1), written, check_dtype=False)
 
 
 # ------------------------------------------------------------------------------------ command line
 
 
 def test_what_is_written(runs_dir, tmp_path, capsys):
-    (tmp_path / "voronoi.png").write_text("of an earlier call")
+    (tmp_path / "runtime.png").write_text("of an earlier call")
     call("--run-dir", runs_dir, "--out", tmp_path)
-    out = capsys.readouterr().out
-    assert "voronoi: not run" in out and "runtime: not run" in out
+    assert "runtime: not run" in capsys.readouterr().out
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"results.csv", "results.md", "learning_curves.csv", "learning_curves.png",
-                     "ksweep.csv", "ksweep.png", "scaling.csv", "scaling.png"}
+    assert names == {
+        "results.csv",
+        "results.md",
+        "learning_curves.csv",
+        "learning_curves.png",
+        "ksweep.csv",
+        "ksweep.png",
+        "scaling.csv",
+        "scaling.png",
+    }
     assert list(pd.read_csv(tmp_path / "ksweep.csv")["mean"]) == [12, 52, 32]
-    width, height = (int.from_bytes((tmp_path / "ksweep.png").read_bytes()[i : i + 4], "big")
-                     for i in (16, 20))
-    assert width > 1000 and height > 500
-
-
-def test_only_some_are_made(tmp_path):
-    made_up_run(tmp_path / "runs", CUBE.format(1), [1, 2, 3])
-    call("--run-dir", tmp_path / "runs", "--out", tmp_path / "out", "--only", "results")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.csv", "results.md"}
+    width, height = (
+        int.from_bytes((tmp_path / "ksweep.png").read_bytes()[i : i + 4], "big") for i in (16, 20)
+    )
+    assert width == 1660 and height > 500
 
 
 def test_nothing_has_been_run(tmp_path, capsys):
@@ -421,6 +469,7 @@ def test_nothing_has_been_run(tmp_path, capsys):
     call("--run-dir", tmp_path / "runs", "--out", tmp_path / "out")
     out = capsys.readouterr().out
     assert all(f"{name}: not run" in out for name in figures.NAMES if name != "results")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.csv", "results.md"}
     table = pd.read_csv(tmp_path / "out" / "results.csv")
     assert len(table) == 12 * 3 and set(table.condition) == {"not run"}
 
@@ -429,175 +478,33 @@ def test_broken_folders_are_left_out(tmp_path, capsys):
     made_up_run(tmp_path, CUBE.format(1), [1, 2, 3], method="whole")
     (made_up_run(tmp_path, CUBE.format(1), [1], method="empty") / "config.json").write_text("{}")
     (made_up_run(tmp_path, CUBE.format(1), [1], method="cut") / "config.json").write_text("{")
+    unknown = made_up_run(tmp_path, CUBE.format(1), [1], method="unknown") / "config.json"
+    unknown.write_text(unknown.read_text().replace("cube-double-play", "cube-none-play"))
     runs, _ = load(tmp_path)
     out = capsys.readouterr().out
-    assert len(runs) == 1 and out.count("left out") == 2 and "empty" in out and "cut" in out
+    assert len(runs) == 1 and out.count("left out") == 3
+    assert all(name in out for name in ("empty", "cut", "unknown"))
 
 
-@pytest.mark.parametrize("flag", ["--run-dir", "--bench", "--voronoi"])
+@pytest.mark.parametrize("flag", ["--run-dir", "--bench"])
 def test_a_missing_path_is_refused(flag, tmp_path):
     with pytest.raises(SystemExit) as exit:
         call("--run-dir", tmp_path, "--out", tmp_path / "out", flag, tmp_path / "none")
     assert str(exit.value) == f"error: there is no {tmp_path / 'none'}"
 
 
-def test_a_bench_file_without_its_columns_is_refused(runs_dir, tmp_path, capsys):
+def test_a_bench_file_without_its_columns_is_refused(runs_dir, tmp_path):
     (tmp_path / "bench.csv").write_text("a,b\n1,2\n")
     with pytest.raises(SystemExit) as exit:
-        call("--run-dir", runs_dir, "--out", tmp_path / "out", "--bench", tmp_path / "bench.csv",
-             "--only", "runtime", "ksweep")
-    error = capsys.readouterr().err
-    assert exit.value.code == 1 and error.startswith("error: runtime: ") and error.count("\n") == 1
-    assert (tmp_path / "out" / "ksweep.png").exists()  # the others are made all the same
-
-
-# ---------------------------------------------------------------------------------------- voronoi
-
-
-@pytest.fixture(scope="module")
-def maze(tmp_path_factory):
-    """A run of drol.py on a random pointmaze dataset, with snapshots at 5, 10, 15 and 20."""
-    folder, rng = tmp_path_factory.mktemp("maze"), np.random.default_rng(0)
-    (folder / "data").mkdir()
-    for name in ("pointmaze-medium-navigate-v0", "pointmaze-medium-navigate-v0-val"):
-        places = rng.uniform(0, 20, (303, 2)).astype(np.float32)
-        ends = np.zeros(303, np.float32)
-        ends[100::101] = 1
-        actions = rng.uniform(-1, 1, (303, 2)).astype(np.float32)
-        np.savez(folder / "data" / f"{name}.npz", observations=places, actions=actions,
-                 terminals=ends, qpos=places, qvel=np.zeros_like(places))
-    drol.main(["--env-id", "pointmaze-medium", "--data-dir", str(folder / "data"), "--run-dir",
-               str(folder / "runs"), "--steps", "20", "--hidden-dims", "16", "16", "--batch-size",
-               "64", "--log-interval", "10", "--eval-envs", "1", "--eval-episodes", "1", "--k", "8",
-               "--snapshot-interval", "5", "--lr", "1e-3", "--device", "cpu"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def maze_run(maze):
-    runs, _ = load(maze / "runs")
-    return runs.iloc[0]
-
-
-@pytest.fixture(scope="module")
-def drawn(maze_run):
-    candidates, values = figures.load_voronoi(maze_run, None)
-    return candidates, values, figures.voronoi(candidates, values)[1]
-
-
-def test_voronoi_is_a_real_update(maze_run, drawn):
-    """The same update by hand, from the snapshot as it lies on the disk."""
-    candidates, values, _ = drawn
-    data = records.load_dataset(maze_run, None)
-    assert 2 <= candidates.panel.nunique() <= 3
-    assert set(candidates.updates[candidates.panel == "candidates spread out"]) == {5}
-    assert set(candidates.updates[candidates.panel == "the winner stays"]) == {20}
-    for panel, rows in candidates.groupby("panel"):
-        assert len(rows) == 8
-        saved = torch.load(maze_run.path / f"snapshot{rows.updates.iloc[0]}.pt", weights_only=True)
-        networks = drol.make_networks(*saved["dims"], torch.Generator())
-        networks.load_state_dict(saved["networks"])
-        optimizer = torch.optim.Adam(networks.parameters(), lr=1e-3, fused=True)
-        optimizer.load_state_dict(saved["optimizer"])
-        settings = drol.Args(env_id="")
-        vars(settings).update(maze_run.config["settings"])
-        generator = drol.make_generator("cpu", 0)
-        index = torch.randint(300, (64,), generator=generator)
-        batch = {key: tensor[index] for key, tensor in data.items()}
-        noise = drol.sample_noise(64, 2, settings, generator)
-        state = rows.state.iloc[0]
-        assert rows.row.iloc[0] == index[state]
-        assert np.allclose(rows[["action_x", "action_y"]], batch["actions"][state])
-        q = networks["critic"](batch["observations"][state][None],
-                               torch.tensor([[-1.0, 1.0]])).amin().item()
-        corner = values[(values.panel == panel) & (values.x == -1) & (values.y == 1)]
-        assert corner.q.item() == pytest.approx(q, abs=1e-5)
-        for columns, winner in ((["x", "y"], "old"), (["x_after", "y_after"], "new")):
-            places = drol.sample_candidates(networks["actor"], batch["observations"],
-                                            noise["latents"])[state]
-            assert np.allclose(rows[columns], places, atol=1e-6)
-            distance = (places - batch["actions"][state]).norm(dim=1)
-            assert (rows[winner] == distance.argmin().item()).all()
-            drol.update(networks, optimizer, batch, noise, settings)
-        changed = rows.old.iloc[0] != rows.new.iloc[0]
-        assert not (panel == "the winner stays" and changed)
-        assert not (panel == "another candidate takes over" and not changed)
-
-
-def test_voronoi_plots_what_its_table_says(drawn):
-    candidates, _, figure = drawn
-    axes = [axis for axis in figure.axes if axis.get_visible()]
-    scales = set()
-    for axis, (panel, rows) in zip(axes, candidates.groupby("panel", sort=False), strict=True):
-        assert axis.get_title(loc="left").startswith(panel)
-        lines = {line.get_label(): line.get_xydata() for line in axis.lines}
-        assert np.allclose(lines["candidate and its move"], rows[["x", "y"]])
-        action = rows[["action_x", "action_y"]].to_numpy()[0]
-        assert np.allclose(lines["dataset action"], [action])
-        places = rows[["x", "y"]].to_numpy()
-        assert np.allclose(lines["winner before"], [action, places[rows.old.iloc[0]]])
-        assert np.allclose(lines["winner after"], [action, places[rows.new.iloc[0]]])
-        (arrows,) = [artist for artist in axis.collections if hasattr(artist, "scale_units")]
-        assert np.allclose(arrows.get_offsets(), places)
-        assert np.allclose(arrows.U, rows.x_after - rows.x)
-        assert np.allclose(arrows.V, rows.y_after - rows.y)
-        scales.add(arrows.scale)
-        assert not axis.texts  # no labels on the contours
-    assert len(scales) == 1
-    assert f"enlarged {1 / scales.pop():g} times" in caption(figure)
-
-
-def test_voronoi_marks_the_cells_of_the_winners(drawn):
-    """Actions drawn at random lie in the winner's cell exactly if the winner is nearest to them."""
-    candidates, _, figure = drawn
-    probes = np.random.default_rng(0).uniform(-1, 1, (500, 2))
-    for axis, (_, rows) in zip(figure.axes, candidates.groupby("panel", sort=False), strict=False):
-        cells = {patch.get_label(): patch for patch in axis.patches if isinstance(patch, Polygon)}
-        for label, columns, winner in (("winner's cell before", ["x", "y"], "old"),
-                                       ("winner's cell after", ["x_after", "y_after"], "new")):
-            places = rows[columns].to_numpy()
-            nearest = np.linalg.norm(probes[:, None] - places, axis=2).argmin(1)
-            inside = cells[label].get_path().contains_points(probes)
-            same = (places == places[rows[winner].iloc[0]]).all(axis=1)  # clipped to one place
-            assert (inside == same[nearest]).all()
-
-
-def test_voronoi_layout(drawn):
-    _, _, figure = drawn
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.draw_without_rendering()
-
-
-def test_voronoi_of_the_first_run_that_will_do(maze, tmp_path):
-    call("--run-dir", maze / "runs", "--out", tmp_path, "--only", "voronoi")
-    assert {path.name for path in tmp_path.iterdir()} == {"voronoi.csv", "voronoi.png"}
-
-
-@pytest.mark.parametrize("case", ["no data", "other data", "one snapshot", "broken snapshot"])
-def test_voronoi_refuses(maze, maze_run, tmp_path, capsys, case):
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("config.json", "eval.csv", "snapshot10.pt", "snapshot20.pt"):
-        (run / name).write_bytes((maze_run.path / name).read_bytes())
-    data = maze / "data"
-    if case == "no data":
-        data = tmp_path
-    if case == "other data":
-        data = tmp_path / "other"
-        data.mkdir()
-        for name in ("pointmaze-medium-navigate-v0", "pointmaze-medium-navigate-v0-val"):
-            arrays = dict(np.load(maze / "data" / f"{name}.npz"))
-            np.savez(data / f"{name}.npz", **arrays | {"actions": -arrays["actions"]})
-    if case == "one snapshot":
-        (run / "snapshot20.pt").unlink()
-    if case == "broken snapshot":
-        (run / "snapshot20.pt").write_bytes(b"nothing")
-    with pytest.raises(SystemExit) as exit:
-        call("--run-dir", tmp_path, "--out", tmp_path / "out", "--only", "voronoi", "--voronoi",
-             run, "--data-dir", data)
-    word = {"no data": "is not there; give --data-dir", "other data": "is not the data of",
-            "one snapshot": "--snapshot-interval", "broken snapshot": "is not a snapshot"}[case]
-    error = capsys.readouterr().err
-    assert exit.value.code == 1 and error.startswith("error: voronoi: ") and word in error
-    assert error.count("\n") == 1
+        call(
+            "--run-dir",
+            runs_dir,
+            "--out",
+            tmp_path / "out",
+            "--bench",
+            tmp_path / "bench.csv",
+            "--only",
+            "runtime",
+        )
+    message = str(exit.value)
+    assert message.startswith("error: ") and "bench.csv" in message and "\n" not in message

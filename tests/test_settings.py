@@ -6,7 +6,6 @@ import inspect
 import re
 from pathlib import Path
 
-import ogbench
 import pytest
 import torch
 
@@ -78,7 +77,7 @@ def test_default_tasks_are_ogbenchs():
         assert fql.PUBLISHED[env_id][:2] == (dataset, task)
         if dataset:
             name = f"{env_id}-{dataset}-singletask-v0"
-            env = ogbench.make_env_and_datasets(name, env_only=True)
+            env = drol.make_env(name)
             assert env.unwrapped._reward_task_id == task, env_id
             env.close()
             args, env_name, _ = resolved(drol, env_id=env_id)

@@ -12,29 +12,7 @@ from scipy import stats
 
 import drol
 import fql
-from tests.helpers import PROGRAMS, every_program, read, run_of, weights
-
-# -------------------- published settings
-
-RELEASED = {
-    "lr": 3e-4,
-    "tau": 0.005,
-    "batch_size": 256,
-    "hidden_dims": (512, 512, 512, 512),
-    "eval_interval": 100_000,
-    "eval_episodes": 50,
-    "log_interval": 5_000,
-    "seed": 0,
-}
-RELEASED_OF = {"drol": {"k": 16}, "fql": {"flow_steps": 10, "normalize_q": False}}
-
-
-@every_program
-def test_defaults_are_the_released_ones(program):
-    args = program.Args(env_id="cube-single")
-    for name, value in (RELEASED | RELEASED_OF[program.ALGORITHM]).items():
-        assert getattr(args, name) == value, name
-
+from tests.helpers import PROGRAMS, read, run_of, weights
 
 # -------------------- a recorded run
 
@@ -74,6 +52,7 @@ def record(program, folder, data_dir, *flags):
     """Runs the program, by default with every released setting, and returns what came by."""
     log = SimpleNamespace(updates=[], acts=[], generators=[], envs=None, run=None)
     update, act, make_generator = program.update, program.act, program.make_generator
+    static = {}  # as of a CUDA graph: the next update overwrites what this one returned
 
     def recorded_update(networks, optimizer, batch, noise, *rest):
         before = copy.deepcopy(networks)
@@ -81,9 +60,12 @@ def record(program, folder, data_dir, *flags):
         log.optimizer = optimizer
         after = copy.deepcopy(networks)
         log.updates.append(SimpleNamespace(
-            before=before, after=after, batch=batch, noise=noise, metrics=metrics
-        ))
-        return metrics
+            before=before, after=after, batch=batch, noise=noise,
+            metrics={name: x.item() for name, x in metrics.items()},
+        ))  # fmt: skip
+        for name, x in metrics.items():
+            static.setdefault(name, torch.empty(())).copy_(x)
+        return static
 
     def recorded_act(actor, observation, **rest):
         log.acts.append((len(log.updates), copy.deepcopy(actor.state_dict()), observation))
@@ -110,16 +92,18 @@ def record(program, folder, data_dir, *flags):
     return log
 
 
+RELEASED = {
+    "discount": 0.995, "q_agg": "mean", "lr": 3e-4, "tau": 0.005,
+    "batch_size": 256, "hidden_dims": (512, 512, 512, 512),
+}  # fmt: skip
 OTHER = {
     "discount": 0.9, "q_agg": "min", "lr": 2e-3, "tau": 0.1,
     "batch_size": 8, "hidden_dims": (16, 8),
-}
+}  # fmt: skip
 # What a run is typed, and what it must train with. The first is all as released.
 SETTINGS = {
-    ("drol", "released"): RELEASED | RELEASED_OF["drol"]
-    | {"bc_coef": 0.3, "discount": 0.995, "q_agg": "mean"},
-    ("fql", "released"): RELEASED | RELEASED_OF["fql"]
-    | {"alpha": 10.0, "discount": 0.995, "q_agg": "mean"},
+    ("drol", "released"): RELEASED | {"k": 16, "bc_coef": 0.3},
+    ("fql", "released"): RELEASED | {"flow_steps": 10, "alpha": 10.0, "normalize_q": False},
     ("drol", "other"): OTHER | {"k": 3, "bc_coef": 5.0},
     ("fql", "other"): OTHER | {"flow_steps": 3, "alpha": 5.0, "normalize_q": True},
 }
@@ -160,6 +144,9 @@ def test_updates_through_train_are_those_of_the_settings(recorded):
     trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
     m, v = ([torch.zeros_like(parameter) for parameter in trained] for _ in range(2))
     for n, update in enumerate(log.updates, 1):
+        assert len(update.batch["rewards"]) == s.batch_size
+        if program is drol:
+            assert update.noise["candidate_z"].shape == (s.batch_size, s.k, 2)
         loss = loss_by_hand(program, networks, update.batch, update.noise, s)
         gradients = torch.autograd.grad(loss, trained)
         with torch.no_grad():
@@ -192,10 +179,6 @@ def test_the_optimizer_is_adam_as_released(recorded):
 def test_the_networks_at_the_start(recorded):
     program, s, log = recorded
     networks = log.updates[0].before
-    for source, target in zip(
-        networks["critic"].parameters(), networks["target_critic"].parameters(), strict=True
-    ):
-        assert torch.equal(source, target)
     inputs = {"actor": 4, "critic": 4, "flow": 5}  # two observations, two actions, time
     assert set(networks) - {"target_critic"} == set(list(inputs)[: 2 if program is drol else 3])
     for name in set(networks) - {"target_critic"}:
@@ -206,14 +189,13 @@ def test_the_networks_at_the_start(recorded):
             assert shapes == list(zip(dims[1:], dims, strict=False))
 
 
-def test_a_run_logs_what_its_updates_returned(recorded):
-    program, _, log = recorded
+def test_a_row_holds_the_metrics_of_its_update_read_before_the_next(recorded):
+    _, _, log = recorded
     rows = read(log.run / "train.csv")
     assert [row.pop("step") for row in rows] == ["2", "4"]
     assert all(float(row.pop("updates_per_second")) > 0 for row in rows)
     for row, update in zip(rows, log.updates[1::2], strict=True):
-        expected = {name: x.item() for name, x in update.metrics.items()}
-        assert {name: float(x) for name, x in row.items()} == pytest.approx(expected)
+        assert {name: float(x) for name, x in row.items()} == pytest.approx(update.metrics)
 
 
 def test_evaluation_plays_the_actor_of_its_time(recorded):

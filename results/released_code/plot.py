@@ -3,37 +3,47 @@
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
 import pandas as pd
 
-mpl.use("Agg")  # no display is needed
-import matplotlib.pyplot as plt  # noqa: E402
+FOLDER = Path(__file__).resolve().parent
+sys.path.append(str(FOLDER.parents[1]))  # where tools is
+from tools.figures import COLORS, WIDTH, add_caption, label_ends, plt  # noqa: E402
 
-sys.path.append(str(Path(__file__).parents[2]))  # where tools is
-from tools.figures import COLORS  # noqa: E402
-
-FOLDER = Path(__file__).parent
 PANELS = {"success": "success rate, %", "q_data": "mean Q of the batch"}
 METHODS = {"drol-k4": ("DROL(4)", COLORS["DROL"]), "fql-alpha300": ("FQL", COLORS["FQL"])}
 
 
 def main():
     table = pd.read_csv(FOLDER / "curves.csv")
-    figure, axes = plt.subplots(1, 2, figsize=(8.3, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
     for axis, (metric, title) in zip(axes, PANELS.items(), strict=True):
+        ends = []
         for name, (method, color) in METHODS.items():
             for code, style in (("released", "--"), ("ours", "-")):
                 rows = table[(table.metric == metric) & (table.method == name)]
                 rows = rows[rows.code == code].groupby("step").value.agg(["mean", "min", "max"])
-                label = f"{method}, {'this code' if code == 'ours' else 'released code'}"
-                axis.plot(rows.index / 1000, rows["mean"], style, color=color, label=label)
-                axis.fill_between(rows.index / 1000, rows["min"], rows["max"], color=color,
-                                  alpha=0.12, linewidth=0)
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel("1,000 updates")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9, loc="upper left")
-    figure.savefig(FOLDER / "curves.png", dpi=200)
+                shade = COLORS["released"] if code == "released" else color
+                axis.plot(rows["mean"], style, color=color if code == "ours" else shade)
+                axis.fill_between(
+                    rows.index, rows["min"], rows["max"], color=shade, alpha=0.15, linewidth=0
+                )
+                label = method if code == "ours" else f"{method},\nreleased"
+                ends.append((rows["mean"].iloc[-1], label, shade))
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("updates")
+        axis.set_xlim(0, 20_000)
+        axis.set_xticks([0, 10_000, 20_000], ["0", "10,000", "20,000"])
+        if metric == "success":
+            axis.set_ylim(0, 100)
+            label_ends(axis, ends, gap=0.1)
+    for x, y, text, name in ((6_200, -78, "DROL(4)", "DROL"), (9_500, -52, "FQL", "FQL")):
+        axes[1].text(x, y, text, color=COLORS[name], ha="right")
+    add_caption(
+        figure,
+        "cube-single, task 2, small networks. Lines: mean of three seeds; grey: the "
+        "released code. Shaded: lowest to highest seed.",
+    )
+    figure.savefig(FOLDER / "curves.png")
 
 
 if __name__ == "__main__":

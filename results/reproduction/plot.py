@@ -1,7 +1,7 @@
 """Makes table.csv, summary.csv and curves.png from records/: python results/reproduction/plot.py
 
 table.csv      every evaluation, with a 95 % interval for that evaluation alone
-summary.csv    per task, method and code: the mean of the last three evaluations, over the seeds that
+summary.csv    per task, method and code: mean of the last three evaluations, over the seeds that
                have the most updates, its lowest and highest seed, and the published score
 curves.png     means over those seeds
 """
@@ -23,7 +23,7 @@ TITLES = {
     "door-expert-v1": "door-expert: normalised return",
     "pen-expert-v1": "pen-expert: normalised return",
 }
-LINES = {"ours": "-", "released": "--"}  # codes that are drawn and summed up
+CODES = ["ours", "released"]  # that are drawn and summed up
 
 
 def interval(rows, episodes):
@@ -58,8 +58,10 @@ def make_table(folder):
 def longest(table):
     """The seeds of a task, method and code that have the most updates."""
     groups = table.groupby(["task", "method", "code"])
-    return table[table.groupby(["task", "method", "code", "seed"]).updates.transform("max")
-                 == groups.updates.transform("max")]
+    return table[
+        table.groupby(["task", "method", "code", "seed"]).updates.transform("max")
+        == groups.updates.transform("max")
+    ]
 
 
 def published_score(task, method):
@@ -79,41 +81,70 @@ def summarise(table):
     rows = []
     for (task, method, code), runs in longest(table).groupby(["task", "method", "code"]):
         last = runs.sort_values("updates").groupby("seed").score.agg(lambda x: x.tail(3).mean())
-        if code in LINES and runs.groupby("seed").updates.count().min() >= 3:
+        if code in CODES and runs.groupby("seed").updates.count().min() >= 3:
             score, what = published_score(task, method)
-            rows.append({"task": task, "method": method, "code": code, "seeds": len(last),
-                         "updates": runs.updates.max(), "score": last.mean(), "low": last.min(),
-                         "high": last.max(), "published": score, "published_is": what})
+            rows.append(
+                {
+                    "task": task,
+                    "method": method,
+                    "code": code,
+                    "seeds": len(last),
+                    "updates": runs.updates.max(),
+                    "score": last.mean(),
+                    "low": last.min(),
+                    "high": last.max(),
+                    "published": score,
+                    "published_is": what,
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def draw(table):
-    figure, axes = figures.plt.subplots(1, 3, figsize=(figures.WIDTH, 3.5), layout="constrained")
+    """A panel per task. The numbers beside the names are the scores of summary.csv."""
+    figure, axes = figures.plt.subplots(1, 3, figsize=(figures.WIDTH, 3.7), layout="constrained")
+    summary = summarise(table).set_index(["task", "method", "code"]).score
     for axis, (task, title) in zip(axes, TITLES.items(), strict=True):
-        ends = []
-        mine = longest(table[(table.task == task) & table.code.isin(LINES)])
+        texts = []
+        mine = longest(table[(table.task == task) & table.code.isin(CODES)])
         for (method, code), runs in mine.groupby(["method", "code"]):
-            color = figures.COLORS["released" if code == "released" else method[:4].strip("(")]
+            released = code == "released"
+            color = figures.COLORS["released" if released else method.partition("(")[0]]
             score = runs.groupby("updates").score
-            axis.plot(score.mean(), LINES[code], color=color, linewidth=2)
-            axis.fill_between(score.mean().index, score.min(), score.max(), color=color, alpha=0.2,
-                              linewidth=0)
-            seeds = runs.seed.nunique()
-            name = f"{method},\nreleased code" if code == "released" else method
-            count = f"\n{seeds} seeds" if seeds > 1 else ""
-            ends.append((score.mean().iloc[-1], name + count, color, score.mean().index[-1]))
-        for method in mine.method.unique():
+            line = "-." if released and method != "FQL" else "-"
+            axis.plot(score.mean(), line, color=color, linewidth=2)
+            axis.fill_between(
+                score.mean().index, score.min(), score.max(), color=color, alpha=0.2, linewidth=0
+            )
+            count = runs.seed.nunique()
+            text = f"{method}{', released' * released}{f' ({count} seeds)' * (count > 1)}"
+            if (task, method, code) in summary:
+                text += f": {summary[task, method, code]:.1f}"
+            texts.append((text, color))
             score, what = published_score(task, method)
-            if what == "this task":
-                axis.axhline(score, color=figures.COLORS["published"], linestyle=":", linewidth=1.5)
-                ends.append((score, f"{method},\npublished", figures.COLORS["published"], np.inf))
-        axis.set_title(title, loc="left")
-        axis.set_xlim(0, mine.updates.max())
-        axis.set_ylim(0, 103 if "singletask" in task else None)
-        axis.xaxis.set_major_locator(figures.mpl.ticker.MaxNLocator(2))
+            if what == "this task" and not released:
+                axis.axhline(score, color=figures.COLORS["published"], linestyle="--")
+                texts.append((f"{method}, published: {score}", figures.COLORS["published"]))
+        for i, (text, color) in enumerate(sorted(texts, key=lambda x: len(x[0]))):
+            axis.text(
+                0.98,
+                0.03 + 0.075 * i,
+                text,
+                color=color,
+                ha="right",
+                fontsize=9.5,
+                transform=axis.transAxes,
+            )
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set(xlim=(0, None), ylim=(0, None), xlabel="updates")
+        axis.xaxis.set_major_locator(figures.mpl.ticker.MaxNLocator(3))
         axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.set_xlabel("updates")
-        figures.label_ends(axis, [end[:3] for end in ends], gap=0.15)
+    figures.add_caption(
+        figure,
+        "Numbers: the mean of the last three evaluations. Shaded: lowest to "
+        "highest seed. Grey: the released code. Dashed: published, after "
+        "1,000,000 updates (cube-single) or 500,000.",
+    )
     return figure
 
 
