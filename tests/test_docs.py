@@ -404,6 +404,14 @@ def test_commands_are_taken(page, usage):
                 module.resolve(args)
 
 
+def test_quoted_errors_are_those_of_the_programs():
+    page = " ".join((ROOT / "docs" / "troubleshooting.md").read_text().split())
+    quoted = re.findall(r"\*\*error: (.+?)(?: \.\.\.)?\*\*", page)
+    assert len(quoted) == 3
+    for text in quoted:
+        assert f"error: {text}" in (ROOT / "drol.py").read_text(), text
+
+
 def test_numbers_of_runs():
     """The suites' lists are as long as docs/cluster.md says."""
     text = (ROOT / "docs/cluster.md").read_text()
