@@ -19,7 +19,7 @@ sys.path.insert(0, str(FOLDER.parents[1]))  # where drol.py is
 from tools import figures, records  # noqa: E402
 
 TITLES = {
-    "cube-single-play-singletask-task2-v0": "cube-single, task 2: success rate, %",
+    "cube-single-play-singletask-task2-v0": "cube-single, task 2: success, %",
     "door-expert-v1": "door-expert: normalised return",
     "pen-expert-v1": "pen-expert: normalised return",
 }
@@ -107,6 +107,7 @@ def draw(table):
     for axis, (task, title) in zip(axes, TITLES.items(), strict=True):
         texts = []
         mine = longest(table[(table.task == task) & table.code.isin(CODES)])
+        end = mine.updates.max()
         for (method, code), runs in mine.groupby(["method", "code"]):
             released = code == "released"
             color = figures.COLORS["released" if released else method.partition("(")[0]]
@@ -118,21 +119,21 @@ def draw(table):
             )
             count = runs.seed.nunique()
             text = f"{method}{', released' * released}{f' ({count} seeds)' * (count > 1)}"
-            if (task, method, code) in summary:
+            if runs.updates.max() == end:
                 text += f": {summary[task, method, code]:.1f}"
             texts.append((text, color))
             score, what = published_score(task, method)
             if what == "this task" and not released:
                 axis.axhline(score, color=figures.COLORS["published"], linestyle="--")
                 texts.append((f"{method}, published: {score}", figures.COLORS["published"]))
-        for i, (text, color) in enumerate(sorted(texts, key=lambda x: len(x[0]))):
+        for i, (text, color) in enumerate(sorted(texts, reverse=True)):
             axis.text(
                 0.98,
-                0.03 + 0.075 * i,
+                0.03 + 0.068 * i,
                 text,
                 color=color,
                 ha="right",
-                fontsize=9.5,
+                fontsize=8.5,
                 transform=axis.transAxes,
             )
         axis.set_title(title, loc="left", fontsize=10)
@@ -142,8 +143,8 @@ def draw(table):
     figures.add_caption(
         figure,
         "Numbers: the mean of the last three evaluations. Shaded: lowest to "
-        "highest seed. Grey: the released code. Dashed: published, after "
-        "1,000,000 updates (cube-single) or 500,000.",
+        "highest seed. Grey: the released code. Dashed: FQL as published, "
+        "after 1,000,000 updates (cube-single) or 500,000.",
     )
     return figure
 
