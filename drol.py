@@ -18,7 +18,7 @@ One update, from a batch of (s, a, r, m, s'). Mask m is 0 where s' must not be b
   step       (8)  Qbar <- Qbar + tau * (Q - Qbar)
              (9)  one Adam step on L_critic + bc_coef * L_bc + L_q
 
-A is the number of action dimensions, clip is to [-1, 1]. In L_q, Q's parameters and the divisor are constants.
+A is the action dimension, clip is to [-1, 1]. In L_q, Q's parameters and the divisor are fixed.
 """
 
 import copy

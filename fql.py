@@ -18,7 +18,7 @@ One update, from a batch of (s, a, r, m, s'). Mask m is 0 where s' must not be b
   step       (9)  Qbar <- Qbar + tau * (Q - Qbar)
             (10)  one Adam step on L_critic + L_flow + alpha * L_distill + L_q
 
-A is the number of action dimensions, clip is to [-1, 1]. For the actor, e and Q's parameters are constants.
+A is the action dimension, clip is to [-1, 1]. For the actor, e and Q's parameters are fixed.
 """
 
 import copy
