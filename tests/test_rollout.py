@@ -214,9 +214,11 @@ def test_as_a_process_of_its_own(finished, tmp_path):
     checkpoint = finished(drol) / "checkpoint.pt"
     call = [sys.executable, str(ROOT / "tools" / "rollout.py")]
     options = {"capture_output": True, "text": True, "cwd": tmp_path}
-    result = subprocess.run([*call, str(checkpoint), "--episodes", "1"], **options)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert len(result.stdout.splitlines()) == 2
+    cube = ROOT / "results" / "reproduction" / "cube-single-drol-k16.pt"
+    for path in (checkpoint, cube):
+        result = subprocess.run([*call, str(path), "--episodes", "1"], **options)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert len(result.stdout.splitlines()) == 2
     result = subprocess.run([*call, "none.pt"], **options)
     assert result.returncode == 1 and result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1

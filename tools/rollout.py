@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import gymnasium
 import numpy as np
 import torch
 import tyro
@@ -113,6 +114,7 @@ def write_video(path, frames, fps):
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no Box warnings
     sys.unraisablehook = lambda _: None  # MuJoCo's renderer complains as it is thrown away
     line = "{:<12} score {:5.1f}  return {:8.1f}  length {:6.1f}"
     recorded = min(args.video_episodes, args.episodes) if args.video else 0
