@@ -423,3 +423,12 @@ def test_numbers_of_runs():
     for suite, runs in re.findall(r"`(\w+)` has ([\d,]+) runs,", readme):
         assert f"| `{suite}` | {runs} |" in text
     assert "`d4rl` 392" in readme and "| `d4rl` | 392 |" in text
+
+
+def test_csv_files_have_rows_of_one_length():
+    paths = [*(ROOT / "results").rglob("*.csv")]
+    assert len(paths) > 20
+    for path in paths:
+        with path.open(newline="") as file:
+            assert len({len(row) for row in csv.reader(file)}) == 1, path
+    assert all(float(row["seconds"]) > 0 for row in read("results/times.csv"))
