@@ -426,7 +426,7 @@ def test_numbers_of_runs():
 
 
 def test_csv_files_have_rows_of_one_length():
-    paths = [*(ROOT / "results").rglob("*.csv")]
+    paths = list((ROOT / "results").rglob("*.csv"))
     assert len(paths) > 20
     for path in paths:
         with path.open(newline="") as file:
