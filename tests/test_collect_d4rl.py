@@ -16,7 +16,7 @@ import drol
 from tools import collect
 
 h5py = pytest.importorskip("h5py")
-load_dataset = pytest.importorskip("tools.d4rl_compat").load_dataset
+load_dataset = pytest.importorskip("d4rl_compat").load_dataset
 collect_d4rl = pytest.importorskip("tools.collect_d4rl")
 
 OBSERVATIONS, ACTIONS, HIDDEN = 39, 28, 8  # of door

@@ -25,7 +25,7 @@ from tests.helpers import (
 )
 
 h5py = pytest.importorskip("h5py")
-d4rl_compat = pytest.importorskip("tools.d4rl_compat")
+d4rl_compat = pytest.importorskip("d4rl_compat")
 D4RLEnv = d4rl_compat.D4RLEnv
 RECORDED = np.load(ROOT / "testdata" / "d4rl_mujoco210.npz")  # of MuJoCo 2.1.0 and mujoco-py
 RECORDED_TASKS = sorted({key.split("/")[0] for key in RECORDED.files})
@@ -180,7 +180,7 @@ def test_ogbench_and_d4rl_run_in_one_process():
 def test_importing_it_makes_no_folder(tmp_path):
     folders = {"HOME": str(tmp_path / "none"), "D4RL_DATASET_DIR": str(tmp_path / "data")}
     code = (
-        "from tools.d4rl_compat import D4RLEnv; import os; D4RLEnv('antmaze-umaze-v2')\n"
+        "from d4rl_compat import D4RLEnv; import os; D4RLEnv('antmaze-umaze-v2')\n"
         "print(os.environ['D4RL_DATASET_DIR'])"
     )
     options = {"capture_output": True, "text": True, "cwd": ROOT, "env": os.environ | folders}
@@ -306,8 +306,7 @@ def test_a_folder_that_only_others_may_write_will_do(d4rl_dir, monkeypatch):
 
 @every_program
 def test_without_d4rl_the_install_command_is_told(program, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "tools.d4rl_compat")
-    monkeypatch.delattr(sys.modules["tools"], "d4rl_compat")
+    monkeypatch.delitem(sys.modules, "d4rl_compat")
     monkeypatch.setitem(sys.modules, "gym", None)  # as where it is not installed
     told = "pip install --no-deps -r requirements-d4rl.txt"
     refused(program, command(tmp_path, tmp_path, env_id=ADROIT), told)

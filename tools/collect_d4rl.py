@@ -15,8 +15,8 @@ from importlib.metadata import version
 import h5py
 import numpy as np
 
-from tools.d4rl_compat import D4RLEnv as make_env
-from tools.d4rl_compat import default_dataset_dir
+from d4rl_compat import D4RLEnv as make_env
+from d4rl_compat import default_dataset_dir
 
 CACHE = default_dataset_dir()
 EPISODES = 5000  # of each of D4RL's expert datasets
