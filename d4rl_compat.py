@@ -1,7 +1,8 @@
-"""D4RL's AntMaze and Adroit environments on today's MuJoCo bindings, behind a gymnasium face.
+"""D4RL's AntMaze and Adroit tasks on today's MuJoCo bindings, with gymnasium's interface.
 
-    from d4rl_compat import D4RLEnv
+    from d4rl_compat import D4RLEnv, make_env_and_datasets
     env = D4RLEnv("antmaze-large-play-v2")
+    env, data, _ = make_env_and_datasets("pen-human-v1")
 
 d4rl's own environment classes run unmodified. They import mujoco_py, and Adroit's import mjrl too:
 the stand-ins below, built on the mujoco package, take their places before d4rl is imported. The
@@ -12,6 +13,7 @@ import contextlib
 import http.client
 import io
 import os
+import re
 import sys
 import tempfile
 import urllib.request
@@ -25,32 +27,26 @@ import gymnasium
 import mujoco
 import numpy as np
 
-# -------------------- mujoco_py, as far as d4rl needs it
+TASKS = (
+    "antmaze-(umaze|umaze-diverse|(medium|large)-(play|diverse))-v[012]"
+    "|(pen|door|hammer|relocate)-(human|cloned|expert)-v[01]"
+)
 
+# -------------------- mujoco_py and mjrl, as far as d4rl needs them
 MjSimState = namedtuple("MjSimState", "time qpos qvel act udd_state")
 
 
 class Model:
-    """mujoco_py's PyMjModel: a mujoco.MjModel with look-ups like body_name2id(name).
-
-    They raise ValueError."""
+    """mujoco_py's PyMjModel: a mujoco.MjModel with look-ups such as body_name2id(name)."""
 
     def __init__(self, model):
         self.mujoco_model = model
 
     def __getattr__(self, name):
-        kind, name2id, _ = name.partition("_name2id")
-        if not name2id:
-            return getattr(self.mujoco_model, name)
-
-        def look_up(name):
-            kind_id = getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}")
-            index = mujoco.mj_name2id(self.mujoco_model, kind_id, name)
-            if index < 0:
-                raise ValueError(f"no {kind} is called {name}")
-            return index
-
-        return look_up
+        kind, look_up, _ = name.partition("_name2id")
+        if look_up:
+            return lambda name: getattr(self.mujoco_model, kind)(name).id
+        return getattr(self.mujoco_model, name)
 
 
 class Data:
@@ -71,8 +67,9 @@ class MjSim:
     """mujoco_py's MjSim: a model, its state and the simulation."""
 
     def __init__(self, model):
-        self.mujoco_model, self.mujoco_data = model.mujoco_model, mujoco.MjData(model.mujoco_model)
-        self.model, self.data, self.renderer = model, Data(self.mujoco_data), None
+        self.model, self.mujoco_model = model, model.mujoco_model
+        self.mujoco_data = mujoco.MjData(self.mujoco_model)
+        self.data = Data(self.mujoco_data)
         self.forward()
 
     def reset(self):
@@ -92,88 +89,31 @@ class MjSim:
 
     def set_state(self, state):
         data = self.mujoco_data
-        data.time, data.qpos[:], data.qvel[:], data.act[:] = (
-            state.time,
-            state.qpos,
-            state.qvel,
-            state.act,
-        )
-
-    def render(self, width, height):
-        """An image (height, width, 3) of the free camera, upside down as mujoco_py gives it."""
-        if self.renderer is None:
-            self.renderer = mujoco.Renderer(self.mujoco_model, height, width)
-        self.renderer.update_scene(self.mujoco_data)
-        return self.renderer.render()[::-1]
+        data.time = state.time
+        data.qpos[:] = state.qpos
+        data.qvel[:] = state.qvel
+        data.act[:] = state.act
 
 
 def load_model_from_path(path):
     # a file that Adroit's tasks include has an attribute of viewers that newer MuJoCo refuses
-    shared = Path(path).with_name("DAPG_assets.xml")
-    assets = (
-        {shared.name: shared.read_bytes().replace(b'apirate="200"', b"")} if shared.exists() else {}
-    )
+    included, assets = Path(path).with_name("DAPG_assets.xml"), {}
+    if included.exists():
+        assets[included.name] = included.read_bytes().replace(b'apirate="200"', b"")
     return Model(mujoco.MjModel.from_xml_path(path, assets))
 
 
-def stand_in_for_mujoco_py():
+def put_stand_ins():
+    """In the place of mujoco_py and mjrl, of which Adroit takes what gym's own MujocoEnv does."""
     module = ModuleType("mujoco_py")
     module.get_version = lambda: "2.1"  # d4rl asks, and takes sim.data from 1.50 on
     module.load_model_from_path = load_model_from_path
     module.MjSim, module.MjSimState, module.MjViewer = MjSim, MjSimState, None
     sys.modules["mujoco_py"] = module
+    from gym.envs.mujoco import mujoco_env
 
-
-def stand_in_for_mjrl():
-    """mjrl's environment base class."""
-    import gym
-    from gym.utils import seeding
-
-    class MujocoEnv(gym.Env):
-        def __init__(self, model_path, frame_skip):
-            self.frame_skip = frame_skip
-            self.model = load_model_from_path(model_path)
-            self.sim = MjSim(self.model)
-            self.data = self.sim.data
-            self.init_qpos, self.init_qvel = (
-                self.data.qpos.ravel().copy(),
-                self.data.qvel.ravel().copy(),
-            )
-            observation = self.step(np.zeros(self.model.nu))[0]
-            low, high = self.model.actuator_ctrlrange.copy().T
-            self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
-            self.observation_space = gym.spaces.Box(
-                -np.inf, np.inf, observation.shape, dtype=np.float64
-            )
-            self.seed()
-
-        def seed(self, seed=None):
-            self.np_random, seed = seeding.np_random(seed)
-            return [seed]
-
-        def reset(self):
-            self.sim.reset()
-            self.sim.forward()
-            return self.reset_model()
-
-        def set_state(self, qpos, qvel):
-            self.sim.set_state(MjSimState(0.0, qpos, qvel, self.sim.get_state().act, {}))
-            self.sim.forward()
-
-        def do_simulation(self, ctrl, n_frames):
-            self.sim.data.ctrl[:] = ctrl
-            for _ in range(n_frames):
-                self.sim.step()
-
-        @property
-        def dt(self):
-            return self.model.opt.timestep * self.frame_skip
-
-    modules = {name: ModuleType(name) for name in ("mjrl", "mjrl.envs", "mjrl.envs.mujoco_env")}
-    modules["mjrl"].envs = modules["mjrl.envs"]
-    modules["mjrl.envs"].mujoco_env = modules["mjrl.envs.mujoco_env"]
-    modules["mjrl.envs.mujoco_env"].MujocoEnv = MujocoEnv
-    sys.modules.update(modules)
+    sys.modules["mjrl.envs"] = ModuleType("mjrl.envs")
+    sys.modules["mjrl.envs.mujoco_env"] = mujoco_env
 
 
 os.environ["D4RL_SUPPRESS_IMPORT_ERROR"] = "1"  # of environments that are not used here
@@ -188,8 +128,7 @@ with (
         import h5py
 
         gym.logger.set_level(gym.logger.ERROR)  # it warns of what d4rl still uses
-        stand_in_for_mujoco_py()
-        stand_in_for_mjrl()
+        put_stand_ins()
         import d4rl.hand_manipulation_suite
         import d4rl.locomotion  # noqa: F401
     except Exception as error:  # what packages of other versions make of each other
@@ -199,19 +138,20 @@ with (
         ) from error
 
 
-# -------------------- the gymnasium face
-
-
+# -------------------- gymnasium's interface
 class D4RLEnv(gymnasium.Env):
-    """One of D4RL's tasks, such as pen-human-v1, as a gymnasium environment.
+    """One of D4RL's tasks, such as pen-human-v1. Raises ValueError where there is none of the name.
 
-    An episode depends on its seed alone. The last step's info has normalized_score. The time limit
+    Observations (O,) are float64, actions (A,) in [-1, 1]. An episode depends on its seed alone. A
+    step's info has normalized_score, of the return so far: random 0, expert 1. The time limit
     truncates (antmaze: 700 steps in umaze, else 1000; pen 100, other hands 200); a reached goal
     (antmaze) and a dropped pen terminate. dataset_file: the name of the task's dataset."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
 
     def __init__(self, name):
+        if not re.fullmatch(TASKS, name):
+            raise ValueError(f"{name} is no AntMaze or Adroit task of D4RL, such as pen-human-v1")
         with (
             tempfile.TemporaryDirectory() as folder,  # a maze leaves its XML file behind
             mock.patch("tempfile.tempdir", folder),
@@ -221,21 +161,23 @@ class D4RLEnv(gymnasium.Env):
         self.name = name
         raw = self.env.unwrapped
         self.inner = getattr(raw, "wrapped_env", raw)  # AntMaze is in a ProxyEnv
-        space = self.env.observation_space
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, np.float64)
+        shape = self.env.observation_space.shape
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.env.action_space.shape, np.float32)
-        # of an episode's return: random 0, expert 1
         self.get_normalized_score = self.inner.get_normalized_score
         self.model = self.inner.sim.model
         self.dataset_file = Path(self.inner.dataset_url).name
+        self.renderer = None
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.total = 0.0
-        if seed is not None:
-            self.inner.seed(seed)
-            np.random.seed(seed)  # AntMaze draws its goal from NumPy's global generator
         with contextlib.redirect_stdout(None):
+            if seed is not None:
+                self.inner.seed(seed)
+                np.random.seed(seed)  # AntMaze draws its goal from NumPy's global generator
+                if not getattr(self.inner, "v2_resets", True):
+                    self.inner.set_target()  # antmaze's v0 and v1, on their own, never draw another
             return self.env.reset(), {}
 
     def step(self, action):
@@ -247,18 +189,20 @@ class D4RLEnv(gymnasium.Env):
         return observation, float(reward), bool(done and not truncated), truncated, info
 
     def render(self):
-        return self.inner.sim.render(480, 480)[::-1]
+        """An image (480, 480, 3) of the free camera."""
+        if self.renderer is None:
+            self.renderer = mujoco.Renderer(self.model.mujoco_model, 480, 480)
+        self.renderer.update_scene(self.inner.sim.mujoco_data)
+        return self.renderer.render()
 
 
 # -------------------- what ogbench has under the same names
-
-
 def make_env_and_datasets(name, dataset_dir=None, env_only=False):
     """A task's environment, its data (see load_dataset) and None, as there is no validation data;
     with env_only the environment alone.
 
-    The data is downloaded if missing, into dataset_dir, else $D4RL_DATASET_DIR, else
-    ~/.d4rl/datasets. Raises OSError where that fails, ValueError where a file is not the task's."""
+    The data is downloaded if missing, into dataset_dir, else default_dataset_dir(). Raises OSError
+    where that fails, ValueError where the name is no task's or a file is not the task's."""
     env = D4RLEnv(name)
     if env_only:
         return env
@@ -266,18 +210,21 @@ def make_env_and_datasets(name, dataset_dir=None, env_only=False):
 
 
 def download_datasets(names, dataset_dir=None):
-    """Downloads the datasets of tasks that are not there. Raises OSError."""
+    """Downloads the datasets of tasks that are not there. Raises OSError, ValueError."""
     for name in names:
         download(D4RLEnv(name), dataset_dir)
 
 
 def default_dataset_dir():
+    """The folder of D4RL's data, in which ~ may stand for the home."""
     return os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets"
 
 
-def download(env, dataset_dir):
+def download(env, dataset_dir=None):
     """Downloads a task's dataset if it is missing. Returns its path. Raises OSError."""
     folder = Path(os.path.expanduser(dataset_dir or default_dataset_dir()))
+    if str(folder).startswith("~"):
+        raise OSError(f"there is no home folder for {folder}: name another folder for the data")
     path = folder / env.dataset_file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,37 +239,43 @@ def download(env, dataset_dir):
     return path
 
 
+def read_arrays(path, env):
+    """A file's observations (N, O), actions (N, A), rewards, terminals and timeouts (N,), whatever
+    type of number they are, as finite float32. Raises ValueError where they are not that."""
+    keys = ("observations", "actions", "rewards", "terminals", "timeouts")
+    try:
+        with h5py.File(path) as file, np.errstate(over="ignore"):  # infinity is refused below
+            arrays = [file[key][()].astype(np.float32, casting="same_kind") for key in keys]
+    except Exception as error:  # whatever a damaged file makes h5py raise
+        raise ValueError(f"{path} is damaged or not D4RL's: {error}") from error
+    n = arrays[2].size
+    spaces = [env.observation_space.shape, env.action_space.shape, (), (), ()]
+    for i, (key, space) in enumerate(zip(keys, spaces, strict=True)):
+        if arrays[i].shape == (n, 1):
+            arrays[i] = arrays[i][:, 0]
+        if n < 2 or arrays[i].shape != (n, *space):
+            raise ValueError(f"{path} is not of {env.name}: {n} rewards, {key} {arrays[i].shape}")
+        if not np.isfinite(arrays[i]).all():
+            raise ValueError(f"{path} is of no use: its {key} are not finite")
+    return arrays
+
+
 def load_dataset(path, env):
     """The steps that d4rl.qlearning_dataset makes of a file, as float32, named as OGBench's.
 
     observations, next_observations (N, O); actions (N, A); rewards (N,), in AntMaze -1 per step
-    until the goal; masks (N,): 0 at a terminal state; terminals (N,): 1 at an episode's last step.
-    A step at a time limit is left out: what follows it is of the next episode. Raises ValueError
-    where the file is damaged or of another task."""
-    try:
-        with h5py.File(path) as file:
-            keys = ("observations", "actions", "rewards", "terminals", "timeouts")
-            observations, actions, *flat = (file[key][:] for key in keys)
-    except Exception as error:  # whatever a damaged file makes h5py raise
-        raise ValueError(f"{path} is damaged or not D4RL's: {error}") from error
-    rewards, terminals, timeouts = (array.reshape(-1) for array in flat)
-    n = len(rewards)
-    shapes = [x.shape for x in (observations, actions, terminals, timeouts)]
-    spaces = [env.observation_space.shape, env.action_space.shape, (), ()]
-    if n < 2 or shapes != [(n, *space) for space in spaces]:
-        raise ValueError(f"{path} is not of {env.name}: {n} rewards beside arrays of {shapes}")
-    terminals, timeouts = terminals.astype(bool), timeouts.astype(bool)
-    keep = np.flatnonzero(~timeouts[:-1])
-    antmaze = "antmaze" in env.name
-    # an episode of AntMaze's data goes on at the goal, one of Adroit's ends at a terminal state
-    last = timeouts[keep + 1] | terminals[keep] & (not antmaze)
-    last[-1:] = True
-    data = {
+    until the goal; masks (N,): 0 at a terminal state. A step at a time limit is left out: what
+    follows it is of the next episode. Raises ValueError where the file is not the task's or not of
+    finite numbers."""
+    observations, actions, rewards, terminals, timeouts = read_arrays(path, env)
+    if ((terminals != 0) | (timeouts != 0))[:-1].all():
+        raise ValueError(f"{path} has nothing to learn from: every step ends an episode")
+    keep = np.flatnonzero(timeouts[:-1] == 0)
+    return {
         "observations": observations[keep],
         "actions": actions[keep],
         "next_observations": observations[keep + 1],
-        "rewards": rewards[keep] - antmaze,
-        "masks": ~terminals[keep],
-        "terminals": last,
+        "rewards": rewards[keep] - np.float32("antmaze" in env.name),
+        "masks": (terminals[keep] == 0).astype(np.float32),
+        "terminals": (terminals[keep] != 0).astype(np.float32),
     }
-    return {key: value.astype(np.float32, copy=False) for key, value in data.items()}
