@@ -1,4 +1,5 @@
 """FQL, flow Q-learning (arXiv 2502.02538), in one file. It is the baseline of drol.py.
+The authors' code: https://github.com/seohongpark/fql (JAX), followed here as of commit 719d044.
 
     python fql.py --env-id humanoidmaze-medium --alpha 30
 
@@ -14,7 +15,7 @@ One update, from a batch of (s, a, r, m, s'). Mask m is 0 where s' must not be b
              (5)  L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2
   distill    (6)  e = clip(u_N) with u_0 = z, u_{i+1} = u_i + v(s, u_i, i / N) / N
              (7)  L_distill = mean_{batch, A} (f(s, z) - e)^2
-  guidance   (8)  L_q = -mean(q), q = mean_i Q_i(s, clip(f(s, z)))
+  guidance   (8)  L_q = -mean(q), q = mean_i Q_i(s, clip(f(s, z))); --normalize-q: / mean |q|
   step       (9)  Qbar <- Qbar + tau * (Q - Qbar)
             (10)  one Adam step on L_critic + L_flow + alpha * L_distill + L_q
 
@@ -22,16 +23,21 @@ A is the action dimension, clip is to [-1, 1]. For the actor, e and Q's paramete
 """
 
 import copy
+import dataclasses
+import difflib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import time
+import zlib
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,49 +55,115 @@ from tqdm import tqdm
 
 # -------------------- settings
 ALGORITHM = "fql"
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass
 class Args:
-    env_id: str  # such as cube-double or pen-human-v1: see PUBLISHED
+    env_id: str  # cube-double, pen-human-v1, another name of OGBench or D4RL, or module:name
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the default one
-    seed: NonNegativeInt = 0
-    steps: PositiveInt | None = None  # updates; unset: 1,000,000, D4RL 500,000
+    seed: NonNegativeInt = 0  # of weights, batches, latents and evaluation
+    steps: PositiveInt | None = None  # updates in all; unset: 1,000,000, D4RL 500,000
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    compile: bool = False  # slow to start, then faster
+    compile: bool = False  # compile the losses: slow to start, then faster
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # high: TF32 on a GPU
 
-    # algorithm; unset: as published
-    alpha: NonNegativeFloat | None = None  # higher: closer to the data
-    flow_steps: PositiveInt = 10  # N in (6)
-    normalize_q: bool = False  # divide L_q by mean |q|; advised for new tasks
-    discount: Share | None = None
-    q_agg: Literal["mean", "min"] | None = None  # how target critics are combined
-    batch_size: PositiveInt = 256
-    lr: PositiveFloat = 3e-4
-    tau: Share = 0.005  # target update rate
-    hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # of every network
+    # algorithm
+    alpha: NonNegativeFloat | None = None  # weight of distillation; unset: as published
+    flow_steps: PositiveInt = 10  # of Euler's method, N in (6)
+    normalize_q: bool = False  # divide Q's term by mean |Q|: advised for a new task
+    discount: Fraction | None = None  # unset: as published, else 0.99
+    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
+    batch_size: PositiveInt = 256  # transitions per update
+    lr: PositiveFloat = 3e-4  # Adam's learning rate
+    tau: Fraction = 0.005  # how far the target critic moves per update
+    hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # widths in every network
 
     # evaluation and records
     eval_interval: PositiveInt = 100_000  # updates between evaluations
-    eval_episodes: PositiveInt = 50  # a multiple of eval_envs
+    eval_episodes: PositiveInt = 50  # episodes per evaluation, a multiple of eval_envs
     eval_envs: PositiveInt = 10  # processes that play at once
     log_interval: PositiveInt = 5_000  # updates between rows of train.csv
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
-    snapshot_interval: NonNegativeInt = 0  # between checkpoints to keep; 0: keep none
     data_dir: str | None = None  # dataset folder; unset: the benchmark's
     run_dir: str = "runs"  # folder of all runs
-    exp_name: str = ALGORITHM  # prefix of the run folder's name
+    exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # prefix of a run's folder
     overwrite: bool = False  # delete the run's folder first
     track: bool = False  # log to Weights & Biases too
+
+
+# From the papers and the command lists of the released code.
+PUBLISHED = {  # default task (None: D4RL), discount, q_agg, alpha
+    "antmaze-large": (1, 0.99, "min", 10.0),
+    "antmaze-giant": (1, 0.995, "min", 10.0),
+    "humanoidmaze-medium": (1, 0.995, "mean", 30.0),
+    "humanoidmaze-large": (1, 0.995, "mean", 30.0),
+    "antsoccer-arena": (4, 0.995, "mean", 10.0),
+    "scene": (2, 0.99, "mean", 300.0),
+    "cube-single": (2, 0.99, "mean", 300.0),
+    "cube-double": (2, 0.99, "mean", 300.0),
+    "puzzle-3x3": (4, 0.99, "mean", 1000.0),
+    "puzzle-4x4": (4, 0.99, "mean", 1000.0),
+    "pointmaze-medium": (1, 0.995, "mean", 10.0),  # our choice, not published
+    "antmaze-umaze-v2": (None, 0.99, "mean", 10.0),
+    "antmaze-umaze-diverse-v2": (None, 0.99, "mean", 10.0),
+    "antmaze-medium-play-v2": (None, 0.99, "mean", 10.0),
+    "antmaze-medium-diverse-v2": (None, 0.99, "mean", 10.0),
+    "antmaze-large-play-v2": (None, 0.99, "mean", 3.0),
+    "antmaze-large-diverse-v2": (None, 0.99, "mean", 3.0),
+    "pen-human-v1": (None, 0.99, "min", 10_000.0),
+    "pen-cloned-v1": (None, 0.99, "min", 10_000.0),
+    "pen-expert-v1": (None, 0.99, "min", 3000.0),
+    "door-human-v1": (None, 0.99, "min", 30_000.0),
+    "door-cloned-v1": (None, 0.99, "min", 30_000.0),
+    "door-expert-v1": (None, 0.99, "min", 30_000.0),
+    "hammer-human-v1": (None, 0.99, "min", 30_000.0),
+    "hammer-cloned-v1": (None, 0.99, "min", 10_000.0),
+    "hammer-expert-v1": (None, 0.99, "min", 30_000.0),
+    "relocate-human-v1": (None, 0.99, "min", 10_000.0),
+    "relocate-cloned-v1": (None, 0.99, "min", 30_000.0),
+    "relocate-expert-v1": (None, 0.99, "min", 30_000.0),
+}
+OGBENCH = r"(.*?)(-navigate|-stitch|-explore|-play|-noisy)?(-singletask(-task([1-5]))?-v0)?"
+D4RL = r"(antmaze|pen|door|hammer|relocate)-(?!.*singletask).*-v\d"
+
+
+def resolve(args):
+    """Settings with nothing unset, the environment's full name, and the run's folder."""
+    env_name = row = args.env_id
+    family, dataset, _, _, number = re.fullmatch(OGBENCH, env_name).groups()
+    import_module("ogbench")  # registers its environments
+    if f"{family}-singletask-v0" in gymnasium.registry:
+        usual = "-play" if family.startswith(("cube", "scene", "puzzle")) else "-navigate"
+        row = family if dataset in (None, usual) else env_name
+        number = number or args.task or PUBLISHED.get(row, [None])[0]
+        task = f"-task{number}" if number else ""
+        env_name = f"{family}{dataset or usual}-singletask{task}-v0"
+    elif ":" not in row and not re.fullmatch(D4RL, row):
+        sys.exit(f"error: --env-id {row} is unknown; short names are {', '.join(PUBLISHED)}")
+    if args.task and f"-task{args.task}-" not in env_name:
+        sys.exit(f"error: --task {args.task} does not fit --env-id {args.env_id}")
+    if args.eval_episodes % args.eval_envs:
+        sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
+    _, discount, q_agg, alpha = PUBLISHED.get(row, (None, 0.99, "mean", args.alpha))
+    if alpha is None:
+        (near,) = difflib.get_close_matches(row, PUBLISHED, 1, 0)
+        start = f"give --alpha, such as {PUBLISHED[near][-1]:g} of {near}"
+        sys.exit(f"error: nothing is published for {row}: {start}")
+    steps = 500_000 if re.fullmatch(D4RL, env_name) else 1_000_000
+    usual = {"discount": discount, "q_agg": q_agg, "alpha": alpha, "steps": steps}
+    unset = {name: value for name, value in usual.items() if getattr(args, name) is None}
+    args = dataclasses.replace(args, env_id=env_name, task=None, **unset)
+    method = f"{args.exp_name}-alpha{args.alpha:g}"
+    folder = Path(args.run_dir).expanduser() / env_name / method / f"seed{args.seed}"
+    return args, env_name, folder
 
 
 # -------------------- networks
 class MLP(nn.Module):
     """Maps the concatenation of its inputs (..., D_i) to (..., out_dim)."""
 
-    def __init__(self, in_dim, hidden_dims, out_dim, layer_norm=False):
+    def __init__(self, in_dim, hidden_dims, out_dim, generator, layer_norm=False):
         super().__init__()
         layers = []
         for width in hidden_dims:
@@ -100,6 +172,10 @@ class MLP(nn.Module):
                 layers.append(nn.LayerNorm(width, eps=1e-6))  # after GELU; Flax's eps
             in_dim = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight, generator=generator)  # Flax's fan_avg uniform
+                nn.init.zeros_(layer.bias)
 
     def forward(self, *inputs):
         return self.layers(torch.cat(inputs, -1))
@@ -108,10 +184,10 @@ class MLP(nn.Module):
 class Critic(nn.Module):
     """Q_1 and Q_2: states (B, O) and actions (B, A) to values (2, B)."""
 
-    def __init__(self, in_dim, hidden_dims):
+    def __init__(self, in_dim, hidden_dims, generator):
         super().__init__()
-        self.q1 = MLP(in_dim, hidden_dims, 1, layer_norm=True)
-        self.q2 = MLP(in_dim, hidden_dims, 1, layer_norm=True)
+        self.q1 = MLP(in_dim, hidden_dims, 1, generator, layer_norm=True)
+        self.q2 = MLP(in_dim, hidden_dims, 1, generator, layer_norm=True)
 
     def forward(self, s, a):
         return torch.stack([self.q1(s, a), self.q2(s, a)]).squeeze(-1)
@@ -121,13 +197,9 @@ def make_networks(observation_dim, action_dim, hidden_dims, generator):
     """Fresh networks by name, made on the CPU so that a seed starts alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
-    networks["actor"] = MLP(in_dim, hidden_dims, action_dim)  # f(s, z)
-    networks["critic"] = Critic(in_dim, hidden_dims)
-    networks["flow"] = MLP(in_dim + 1, hidden_dims, action_dim)  # v(s, x, t)
-    for layer in networks.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight, generator=generator)  # Flax's fan_avg uniform
-            nn.init.zeros_(layer.bias)
+    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, generator)  # f(s, z)
+    networks["critic"] = Critic(in_dim, hidden_dims, generator)
+    networks["flow"] = MLP(in_dim + 1, hidden_dims, action_dim, generator)  # v(s, x, t)
     networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
     return networks
 
@@ -140,7 +212,8 @@ def sample_latents(*shape, generator):
 
 
 def sample_noise(args, action_dim, generator):
-    """The random numbers of one update: next_z, x_0 and z (B, A), and t (B, 1)."""
+    """The random numbers of one update: next_z, x_0 and z (B, A), and t (B, 1). Not drawn in
+    total_loss, as compiled code draws others. Noise that is added belongs here, to be resumed."""
     next_z = sample_latents(args.batch_size, action_dim, generator=generator)
     x_0 = sample_latents(args.batch_size, action_dim, generator=generator)
     t = torch.rand(args.batch_size, 1, generator=generator, device=generator.device)
@@ -162,9 +235,9 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     """L_critic, which trains the critic alone, and its metrics. next_z: (B, A)."""
     s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
     with torch.no_grad():  # (2)
-        next_a = actor(next_s, next_z).clamp(-1, 1)
+        next_a = actor(next_s, next_z).clamp(-1, 1)  # the actor itself: it has no target copy
         next_q = target_critic(next_s, next_a)  # (2, B)
-        next_q = next_q.amin(0) if q_agg == "min" else next_q.mean(0)
+        next_q = {"mean": next_q.mean, "min": next_q.amin}[q_agg](0)
         y = batch["rewards"] + discount * batch["masks"] * next_q
     q = critic(s, a)  # (2, B)
     loss = (q - y).square().mean()  # (3)
@@ -190,7 +263,9 @@ def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, normalize_q):
     # Guidance: the critic's parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     clipped = action.clamp(-1, 1)
-    q = torch.func.functional_call(critic, constants, (s, clipped)).mean(0)  # (B,)
+    q = torch.func.functional_call(critic, constants, (s, clipped))  # (2, B)
+    assert q.shape[1:] == a.shape[:1], "a critic has to return (number of critics, B)"
+    q = q.mean(0)  # (B,)
     q_loss = -q.mean()  # (8)
     if normalize_q:
         q_loss = q_loss / q.detach().abs().mean()
@@ -205,9 +280,11 @@ def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, normalize_q):
     }
 
 
-def losses(networks, batch, noise, args):
+def total_loss(networks, batch, noise, args):
     """The sum of all losses, at the current parameters, and the metrics of all."""
-    actor, critic, flow, target_critic = networks.values()
+    actor, critic, flow, target_critic = (
+        networks[x] for x in ("actor", "critic", "flow", "target_critic")
+    )
     loss_c, metrics_c = critic_loss(
         actor, critic, target_critic, batch, noise["next_z"], args.discount, args.q_agg
     )
@@ -219,7 +296,7 @@ def losses(networks, batch, noise, args):
     return loss_c + loss_f + loss_a, {name: value.detach() for name, value in metrics.items()}
 
 
-def update(networks, optimizer, batch, noise, args, loss_fn=losses):
+def update(networks, optimizer, batch, noise, args, loss_fn=total_loss):
     """One update, in place. Returns its metrics: tensors that the next update may overwrite."""
     optimizer.zero_grad()  # first, to free the old gradients
     loss, metrics = loss_fn(networks, batch, noise, args)
@@ -241,32 +318,50 @@ def act(actor, observation, action_dim, generator):
 
 
 # -------------------- data
-def benchmark_of(env_name):
-    """The module that makes an environment and its data."""
-    return import_module("ogbench" if "singletask" in env_name else "tools.d4rl_compat")
+ARRAYS = ("observations", "actions", "next_observations", "rewards", "masks")
 
 
-def load_data(env_name, data_dir, device):
-    """The training data, downloaded if missing, as float32 tensors on the device:
-    observations, next_observations (N, O), actions (N, A), rewards and masks (N,)."""
-    where = {"dataset_dir": data_dir} if data_dir else {}
+def attempt(what, function, *args, **options):
+    """What a function returns. Where it fails, the program ends with one sentence."""
     try:
-        _, data, _ = benchmark_of(env_name).make_env_and_datasets(env_name, **where)
-        size = len(data["rewards"])
-        if not all(len(x) == size and np.isfinite(x).all() for x in data.values()):
-            raise ValueError("its arrays are not finite or not of one length")
+        return function(*args, **options)
     except Exception as error:
-        folder = data_dir or "the benchmark's own folder"
-        sys.exit(
-            f"error: cannot load {env_name} from {folder}: {error!r:.300}; "
-            "docs/data.md names the files, a mirror and a way to make data"
-        )
-    del data["terminals"]
-    data["actions"] = data["actions"].clip(-1 + 1e-5, 1 - 1e-5)  # as in the released code
-    return {
-        key: torch.as_tensor(value, dtype=torch.float32, device=device)
-        for key, value in data.items()
-    }
+        sys.exit(f"error: {what}: {error!r:.300}")
+
+
+def make(env_name, **options):
+    """An environment and data, from a benchmark or a module of one's own (docs/your_task.md)."""
+    module, _, name = env_name.rpartition(":")
+    benchmark = "d4rl_compat" if re.fullmatch(D4RL, env_name) else "ogbench"
+    return import_module(module or benchmark).make_env_and_datasets(name, **options)
+
+
+def load_data(env_name, data_dir):
+    """The training data, downloaded if missing, as float32 tensors on the CPU: observations,
+    next_observations (N, O), actions (N, A), rewards and masks (N,)."""
+    options = {"add_info": True} if "singletask" in env_name else {}  # what rewards are made of
+    if data_dir:
+        options["dataset_dir"] = os.path.expanduser(data_dir)
+        if not os.path.isdir(options["dataset_dir"]):
+            sys.exit(f"error: there is no --data-dir {data_dir}")
+    _, data, _ = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)
+    data = dict.fromkeys(ARRAYS, np.nan) | data
+    bad = [key for key, value in data.items() if not np.isfinite(value).all()]
+    if bad:
+        sys.exit(f"error: {env_name}: {', '.join(bad)} are missing, NaN or infinite")
+    data = {key: torch.as_tensor(np.asarray(data[key]), dtype=torch.float32) for key in ARRAYS}
+    s, a, next_s, r, m = data.values()
+    fits = s.shape == next_s.shape and s.shape[:1] == a.shape[:1] == r.shape == m.shape
+    if not (fits and s.ndim == a.ndim == 2 and len(s)):
+        sys.exit(f"error: {env_name}: shapes {[tuple(x.shape) for x in data.values()]} of {ARRAYS}")
+    outside = (a.abs() > 1 + 1e-5).any(1).float().mean()
+    if outside:
+        text = f"{outside:.2%} of actions leave [-1, 1], from {a.min():.3g} to {a.max():.3g}"
+        if ":" in env_name:
+            sys.exit(f"error: {env_name}: {text}; scale them, and the environment's")
+        print(f"{text}; they are clipped, as in the released code")
+    data["actions"] = a.clamp(-1 + 1e-5, 1 - 1e-5)  # as in the released code
+    return data
 
 
 def sample_batch(data, batch_size, generator):
@@ -278,40 +373,48 @@ def sample_batch(data, batch_size, generator):
 
 # -------------------- evaluation
 class Episode(gymnasium.Wrapper):
-    """Episodes that their seed determines. A step's info is the score so far, in %."""
+    """Episodes that their seed determines. A step's info is the score so far: success or D4RL's
+    normalised return in %, else the return."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from both of these
         self.action_space.seed(seed)
+        self.total = 0.0
         observation, _ = self.env.reset(seed=seed)
         return observation, {}
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
-        score = info["success"] if "success" in info else info["normalized_score"]
-        return observation, reward, terminated, truncated, {"score": 100.0 * score}
+        self.total += float(reward)
+        share = info.get("success", info.get("normalized_score"))
+        score = self.total if share is None else 100.0 * float(share)
+        return observation, reward, terminated, truncated, {"score": score}
 
 
 def make_env(env_name):
-    return Episode(benchmark_of(env_name).make_env_and_datasets(env_name, env_only=True))
+    """An environment, or None where one's own module has data alone."""
+    env = make(env_name, env_only=True)
+    return None if env is None else Episode(env)
 
 
-def make_envs(env_name, count):
-    """count environments, each in a process that ignores Ctrl-C, which this one handles."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited
-    envs = gymnasium.vector.AsyncVectorEnv([lambda: make_env(env_name)] * count)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    return envs
-
-
-def make_seed(*key):
-    """A seed for a key of integers."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-def make_generator(device, *key):
-    """A random generator, seeded by a key of integers."""
-    return torch.Generator(device).manual_seed(make_seed(*key))
+def make_envs(env_name, count, data):
+    """count environments, a process each, after a trial of one; or None where there is none."""
+    what = f"{env_name} cannot be made, reset and stepped"
+    env = attempt(what, make_env, env_name)
+    if env is None:
+        return None
+    one, space = np.ones_like(data["actions"][0]), env.action_space
+    bounds = [getattr(space, name, None) for name in ("low", "high")]
+    if not np.array_equal(bounds, [-one, one]):
+        sys.exit(f"error: {env_name} takes {space}, its data {len(one)} numbers in [-1, 1]")
+    observation, _ = attempt(what, env.reset, seed=0)
+    attempt(what, env.step, one)
+    found, right = np.shape(observation), data["observations"].shape[1:]
+    if found != right:
+        sys.exit(f"error: {env_name} observes {found}, its data {tuple(right)}")
+    mode = gymnasium.vector.AutoresetMode.NEXT_STEP  # the step after an episode's end
+    envs = [partial(make_env, env_name)] * count
+    return gymnasium.vector.AsyncVectorEnv(envs, autoreset_mode=mode)
 
 
 def evaluate(policy, envs, episodes, key):
@@ -338,47 +441,70 @@ def evaluate(policy, envs, episodes, key):
     }
 
 
+def final_score(rows, env_name):
+    """A run's score by the papers' rule: of D4RL the last evaluation, else the mean of the last
+    three. rows: dicts with a score, as in eval.csv."""
+    last = rows[-1:] if re.fullmatch(D4RL, env_name) else rows[-3:]
+    return float(np.mean([row["score"] for row in last]))
+
+
 # -------------------- runs
-# Settings that may change on resuming. A change of any other is refused.
-MAY_CHANGE = ("steps", "log_interval", "checkpoint_interval", "snapshot_interval", "run_dir",
-              "overwrite", "track")
+# Settings that may change on resuming. A change of any other is refused, or is another run.
+MAY_CHANGE = {"steps", "log_interval", "checkpoint_interval"}
+MAY_CHANGE |= {"data_dir", "run_dir", "overwrite", "track"}
 
 
-def load_policy(path, device="cpu", seed=0):
-    """A checkpoint's policy: from observations to actions, both NumPy (see act)."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    assert saved["algorithm"] == ALGORITHM, f"{path} was made by {saved['algorithm']}.py"
-    actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
-    actor.load_state_dict({name: saved["networks"][f"actor.{name}"] for name in actor.state_dict()})
-    generator = make_generator(device, seed)
-    return partial(act, actor, action_dim=saved["dims"][1], generator=generator)
+def make_seed(*key):
+    """A seed for a key of integers. Zeros at its end make no other key."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def make_generator(device, *key):
+    """A random generator, seeded by a key of integers."""
+    return torch.Generator(device).manual_seed(make_seed(*key))
 
 
 class Run:
     """What training changes, and its folder."""
 
-    def __init__(self, args, env_name, folder, dims):
-        self.args, self.env_name, self.folder, self.dims = args, env_name, folder, dims
-        self.networks = make_networks(*dims, make_generator("cpu", args.seed, 0)).to(args.device)
+    def __init__(self, args, env_name, folder, data):
+        self.args, self.env_name, self.folder, device = args, env_name, folder, args.device
+        s, a, n = data["observations"], data["actions"], len(data["rewards"])
+        some = torch.cat([x[:: n // 100 + 1].flatten() for x in data.values()]).cpu().numpy()
+        dataset = f"{n:,} transitions, checksum {zlib.crc32(some):08x}"
+        self.settings = vars(args) | {"dataset": dataset}
+        self.dims = (s.shape[1], a.shape[1], args.hidden_dims)
+        self.networks = make_networks(*self.dims, make_generator("cpu", args.seed, 0)).to(device)
+        # Adam works per element: one step on a sum of losses is one on each
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
-        self.batch_generator = make_generator(args.device, args.seed, 1)
-        self.noise_generator = make_generator(args.device, args.seed, 2)
+        self.batch_generator = make_generator(device, args.seed, 1)
+        self.noise_generator = make_generator(device, args.seed, 2)
         self.step, self.rows = 0, {"train": [], "eval": []}
+        self.wandb_id = os.urandom(8).hex()
         if (folder / "checkpoint.pt").exists():
             self.load()
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
-        config = {"algorithm": ALGORITHM, "env_name": env_name, "versions": versions} | vars(args)
+        config = {"algorithm": ALGORITHM, "env_name": env_name, "versions": versions}
+        config |= self.settings
         (folder / "config.json").write_text(json.dumps(config, indent=1))
+        if args.track:
+            options = {"id": self.wandb_id, "resume": "allow", "sync_tensorboard": True}
+            import_module("wandb").init(name=str(folder), config=config, **options)
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
 
-    def save(self, name="checkpoint.pt"):
+    def save(self):
+        """Writes train.csv and eval.csv, then the checkpoint, which is whole or not there."""
+        for name, rows in self.rows.items():
+            if rows:
+                pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
         content = {
             "algorithm": ALGORITHM,
             "env_name": self.env_name,
-            "args": vars(self.args),
+            "args": self.settings,
             "dims": self.dims,
             "step": self.step,
             "rows": self.rows,
+            "wandb_id": self.wandb_id,
             "networks": self.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batch_generator": self.batch_generator.get_state(),
@@ -388,44 +514,55 @@ class Run:
         torch.save(content, buffer)
         (self.folder / "partial").write_bytes(buffer.getbuffer())
         self.writer.flush()
-        os.replace(self.folder / "partial", self.folder / name)  # never a partial checkpoint
+        os.replace(self.folder / "partial", self.folder / "checkpoint.pt")
 
     def load(self):
-        saved = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-        for name, value in vars(self.args).items():
-            before = saved["args"].get(name)
-            if name not in MAY_CHANGE and before != value:
-                sys.exit(
-                    f"error: {self.folder} was made with {name} {before}, not {value}; "
-                    "use that, another --exp-name, or --overwrite to delete it"
-                )
+        path, args = self.folder / "checkpoint.pt", self.args
+        what = f"{path} cannot be read; --overwrite deletes the run"
+        saved = attempt(what, torch.load, path, map_location="cpu", weights_only=True)
+        for name, value in self.settings.items():
+            old = saved["args"].get(name)
+            if name not in MAY_CHANGE and old != value:
+                other = f"{self.folder} has {name} {old}, not {value}"
+                sys.exit(f"error: {other}; use that, another --exp-name, or --overwrite")
+        self.step, self.rows, self.wandb_id = saved["step"], saved["rows"], saved["wandb_id"]
+        if self.step > args.steps:
+            sys.exit(f"error: {path} has {self.step} updates, more than --steps {args.steps}")
+        if self.step < args.steps:  # what was the last evaluation is none of the longer run's
+            grid = [row for row in self.rows["eval"] if row["step"] % args.eval_interval == 0]
+            self.rows["eval"] = grid
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.batch_generator.set_state(saved["batch_generator"])
         self.noise_generator.set_state(saved["noise_generator"])
-        self.step, self.rows = saved["step"], saved["rows"]
-        for name, rows in self.rows.items():  # drops rows newer than the checkpoint
-            if rows:
-                pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
         print(f"resumed at update {self.step:,}")
 
-    def record(self, name, row):
-        """Adds a row to train.csv or eval.csv, and to TensorBoard."""
+    def record(self, name, metrics):
+        """Adds a row of numbers to train.csv or eval.csv, and to TensorBoard."""
+        row = {key: float(value) for key, value in metrics.items()}
         for key, value in row.items():
             self.writer.add_scalar(f"{name}/{key}", value, self.step)
-        row = {"step": self.step, **row}
-        first = not self.rows[name]
-        self.rows[name].append(row)
-        path, mode = self.folder / f"{name}.csv", "w" if first else "a"
-        pd.DataFrame([row]).to_csv(path, mode=mode, header=first, index=False)
+        self.rows[name].append({"step": self.step, **row})
+
+
+def load_policy(path, device="cpu", seed=0):
+    """A checkpoint's policy: from observations (O,) or (B, O) to actions (A,) or (B, A), in NumPy.
+    Raises ValueError where another program made it."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["algorithm"] != ALGORITHM:
+        raise ValueError(f"{path} was made by {saved['algorithm']}.py")
+    actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
+    actor.load_state_dict({name: saved["networks"][f"actor.{name}"] for name in actor.state_dict()})
+    generator = make_generator(device, seed, 5)
+    return partial(act, actor, action_dim=saved["dims"][1], generator=generator)
 
 
 # -------------------- training
 def train(run, data, envs):
-    """Trains a run from its last checkpoint to its end."""
+    """Trains a run from its last checkpoint to its end. envs: None for no evaluation."""
     args, actor, action_dim = run.args, run.networks["actor"], run.dims[1]
     mode = "reduce-overhead" if args.device == "cuda" else "default"  # CUDA graphs
-    loss_fn = torch.compile(losses, mode=mode) if args.compile else losses
+    loss_fn = torch.compile(total_loss, mode=mode) if args.compile else total_loss
     first, start = run.step, time.perf_counter()
     steps = range(first + 1, args.steps + 1)
     for step in tqdm(steps, initial=first, total=args.steps, unit=" updates", disable=None):
@@ -436,81 +573,21 @@ def train(run, data, envs):
 
         log = step % args.log_interval == 0
         evaluation = step % args.eval_interval == 0 or step == args.steps
-        checkpoint = step % args.checkpoint_interval == 0 or step == args.steps
-        snapshot = args.snapshot_interval and step % args.snapshot_interval == 0
-        due = log or evaluation or checkpoint or snapshot
-        if due and not all(x.isfinite().all() for x in run.networks.parameters()):
-            sys.exit(f"error: a loss was not finite by update {step:,}; try a lower --lr")
+        checkpoint = step % args.checkpoint_interval == 0 or evaluation
+        if (log or checkpoint) and not all(x.isfinite().all() for x in run.networks.parameters()):
+            sys.exit(f"error: training diverged by update {step:,}; --overwrite, with a lower --lr")
         if log:
-            row = {name: value.item() for name, value in metrics.items()}
-            row["updates_per_second"] = (step - first) / (time.perf_counter() - start)
-            run.record("train", row)
-        if evaluation:
+            speed = (step - first) / (time.perf_counter() - start)
+            run.record("train", metrics | {"updates_per_second": speed})
+        if evaluation and envs is not None:
             generator = make_generator(args.device, args.seed, 3, step)
             policy = partial(act, actor, action_dim=action_dim, generator=generator)
             row = evaluate(policy, envs, args.eval_episodes, (args.seed, step))
             run.record("eval", row)
             tqdm.write(f"update {step:,}: score {row['score']:.1f}")
-        if snapshot:
-            run.save(f"snapshot{step}.pt")
         if checkpoint:
             run.save()  # last, with this update's rows
     run.writer.close()
-
-
-# -------------------- published settings
-PUBLISHED = {  # OGBench's dataset and default task, discount, q_agg, alpha
-    "antmaze-large": ("navigate", 1, 0.99, "min", 10.0),
-    "antmaze-giant": ("navigate", 1, 0.995, "min", 10.0),
-    "humanoidmaze-medium": ("navigate", 1, 0.995, "mean", 30.0),
-    "humanoidmaze-large": ("navigate", 1, 0.995, "mean", 30.0),
-    "antsoccer-arena": ("navigate", 4, 0.995, "mean", 10.0),
-    "scene": ("play", 2, 0.99, "mean", 300.0),
-    "cube-single": ("play", 2, 0.99, "mean", 300.0),
-    "cube-double": ("play", 2, 0.99, "mean", 300.0),
-    "puzzle-3x3": ("play", 4, 0.99, "mean", 1000.0),
-    "puzzle-4x4": ("play", 4, 0.99, "mean", 1000.0),
-    "pointmaze-medium": ("navigate", 1, 0.995, "mean", 10.0),  # our choice, not published
-    "antmaze-umaze-v2": ("", 0, 0.99, "mean", 10.0),  # from here on D4RL
-    "antmaze-umaze-diverse-v2": ("", 0, 0.99, "mean", 10.0),
-    "antmaze-medium-play-v2": ("", 0, 0.99, "mean", 10.0),
-    "antmaze-medium-diverse-v2": ("", 0, 0.99, "mean", 10.0),
-    "antmaze-large-play-v2": ("", 0, 0.99, "mean", 3.0),
-    "antmaze-large-diverse-v2": ("", 0, 0.99, "mean", 3.0),
-    "pen-human-v1": ("", 0, 0.99, "min", 10_000.0),
-    "pen-cloned-v1": ("", 0, 0.99, "min", 10_000.0),
-    "pen-expert-v1": ("", 0, 0.99, "min", 3000.0),
-    "door-human-v1": ("", 0, 0.99, "min", 30_000.0),
-    "door-cloned-v1": ("", 0, 0.99, "min", 30_000.0),
-    "door-expert-v1": ("", 0, 0.99, "min", 30_000.0),
-    "hammer-human-v1": ("", 0, 0.99, "min", 30_000.0),
-    "hammer-cloned-v1": ("", 0, 0.99, "min", 10_000.0),
-    "hammer-expert-v1": ("", 0, 0.99, "min", 30_000.0),
-    "relocate-human-v1": ("", 0, 0.99, "min", 10_000.0),
-    "relocate-cloned-v1": ("", 0, 0.99, "min", 30_000.0),
-    "relocate-expert-v1": ("", 0, 0.99, "min", 30_000.0),
-}
-
-
-def resolve(args):
-    """Fills in what is unset. Returns the environment's full name and the run's folder."""
-    if args.env_id not in PUBLISHED:
-        sys.exit(f"error: --env-id {args.env_id} is none of {', '.join(PUBLISHED)}")
-    dataset, task, *published = PUBLISHED[args.env_id]
-    if args.task and not dataset:
-        sys.exit("error: --task is for OGBench's environments; leave it out")
-    if args.eval_episodes % args.eval_envs:
-        sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
-    for name, value in zip(("discount", "q_agg", "alpha"), published, strict=True):
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.task = args.task or task or None  # None: D4RL
-    args.steps = args.steps or (1_000_000 if dataset else 500_000)
-    env_name = args.env_id
-    if dataset:
-        env_name += f"-{dataset}-singletask-task{args.task}-v0"
-    method = f"{args.exp_name}-alpha{args.alpha:g}"
-    return env_name, Path(args.run_dir).expanduser() / env_name / method / f"seed{args.seed}"
 
 
 # -------------------- main
@@ -518,43 +595,45 @@ def main(argv=None):
     """The command line."""
     os.environ["MUJOCO_GL"] = "disabled"  # no rendering
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # no Box warnings
-    args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    env_name, folder = resolve(args)
+    args = tyro.cli(Args, args=argv, description=(__doc__ or "").partition("\n\n")[0])
+    args, env_name, folder = resolve(args)
+    if args.track and not find_spec("wandb"):
+        sys.exit("error: --track needs another package: pip install wandb")
     for name, value in (vars(args) | {"folder": folder}).items():
         print(f"  {name:<20} {value}")
     torch.set_float32_matmul_precision(args.matmul_precision)
+    attempt(f"--run-dir {args.run_dir}", folder.parent.mkdir, parents=True, exist_ok=True)
+    # mode: others who share the folder may go on with the run
     with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):
-        data = load_data(env_name, args.data_dir, args.device)
-        if args.overwrite and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
-        print(f"{len(data['rewards']):,} transitions")
-        envs = make_envs(env_name, args.eval_envs)
+        data = load_data(env_name, args.data_dir)
+        envs = make_envs(env_name, args.eval_envs, data)  # forked before CUDA starts
         try:
-            if args.track:
-                import wandb
-
-                wandb.init(name=str(folder), config=vars(args), sync_tensorboard=True)
-            dims = (data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims)
-            run = Run(args, env_name, folder, dims)
+            if args.overwrite and folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+            data = {key: value.to(args.device) for key, value in data.items()}
+            run = Run(args, env_name, folder, data)
+            print(run.settings["dataset"] + ("" if envs else "; no environment, no evaluation"))
             train(run, data, envs)
         finally:
-            for process in envs.processes:  # close() would wait for one that hangs
-                process.kill()
-            envs.closed = True
-    rows = run.rows["eval"][-3:] if args.task else run.rows["eval"][-1:]
-    score = np.mean([row["score"] for row in rows])
-    print(f"score {score:.1f}, the mean of the last {len(rows)} evaluation(s)")
-    print(f"python tools/rollout.py '{folder}/checkpoint.pt' --video out.gif")
+            if envs:
+                for process in envs.processes:  # close() would wait for one that hangs
+                    process.kill()
+                envs.closed = True
+    if run.rows["eval"]:
+        score = final_score(run.rows["eval"], env_name)
+        print(f"score {score:.1f}: the mean of the last three evaluations, of D4RL the last one")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Slurm stops a run; like Ctrl-C
+    # An environment's process leaves Ctrl-C to this one and ends by SIGTERM, as is usual.
+    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_IGN}
+    os.register_at_fork(after_in_child=lambda: [signal.signal(*x) for x in handlers.items()])
     try:
         main()
     except filelock.Timeout as error:
         sys.exit(f"error: another process is training this run: {error.lock_file}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command, without --overwrite, resumes the run")
+        print("\nstopped; the same command, without --overwrite, goes on from the last checkpoint")
         sys.exit(130)
