@@ -5,9 +5,11 @@ import os
 import shutil
 
 import filelock
+import gymnasium
 import pytest
 import torch
 
+from tests import fake
 from tests.helpers import ADROIT, ANTMAZE, command, run_of, write_d4rl_file
 from tools import collect
 
@@ -55,7 +57,7 @@ def cube_dir(shared):
 def d4rl_dir(shared):
     """Files in D4RL's format: antmaze-umaze, 4 episodes of 61 steps; pen-human, 10 of 40."""
     pytest.importorskip("h5py")
-    pytest.importorskip("tools.d4rl_compat")
+    pytest.importorskip("d4rl_compat")
 
     def make(folder):
         write_d4rl_file(ANTMAZE, folder, 4, 61)
@@ -76,3 +78,23 @@ def finished(shared, data_dir, tmp_path):
         return run_of(tmp_path / "runs")
 
     return copy
+
+
+@pytest.fixture
+def corridors(monkeypatch):
+    """Environments step in this process. Is the list of all corridors that are made."""
+    monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", fake.InThisProcess)
+    fake.MADE.clear()
+    return fake.MADE
+
+
+@pytest.fixture
+def corridor_run(corridors, tmp_path):
+    """corridor_run(program, name, *flags) trains in corridors and returns the run's folder, which
+    is below tmp_path / name."""
+
+    def run(program, name, *flags):
+        program.main(command(None, tmp_path / name, *flags, program=program))
+        return run_of(tmp_path / name)
+
+    return run

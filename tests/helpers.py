@@ -2,6 +2,7 @@
 
 import csv
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import drol
 import fql
+from tests import fake
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"drol": drol, "fql": fql}
@@ -25,12 +27,16 @@ SMALL = [
     "--eval-envs", "2",
     "--eval-episodes", "2",
     "--device", "cpu",
-]
+]  # fmt: skip
 
 
-def command(data_dir, run_dir, *flags, env_id="pointmaze-medium"):
-    """The flags of a run of 20 updates. Flags that follow win."""
-    folders = ["--data-dir", data_dir, "--run-dir", run_dir]
+def command(data_dir, run_dir, *flags, env_id="pointmaze-medium", program=None):
+    """The flags of a run of 20 updates. Flags that follow win. With a program, the run is in the
+    fake environment, for which nothing is published."""
+    if program is not None:
+        weight = {"drol": "--bc-coef", "fql": "--alpha"}[program.ALGORITHM]
+        env_id, flags = fake.NAME, [weight, 3, *flags]
+    folders = ["--run-dir", run_dir] + ["--data-dir", data_dir] * (data_dir is not None)
     return list(map(str, ["--env-id", env_id, *folders, *SMALL, *flags]))
 
 
@@ -46,26 +52,40 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def weights(run):
-    """{name: tensor} of a run folder's checkpoint."""
-    return torch.load(run / "checkpoint.pt", weights_only=True)["networks"]
+def steps_of(run, name="eval"):
+    return [int(row["step"]) for row in read(run / f"{name}.csv")]
+
+
+def saved(run):
+    """What a run folder's checkpoint holds."""
+    return torch.load(run / "checkpoint.pt", weights_only=True)
 
 
 def same_weights(a, b):
     """Whether the checkpoints of two run folders hold the same networks, bit for bit."""
-    a, b = weights(a), weights(b)
+    a, b = saved(a)["networks"], saved(b)["networks"]
     assert a.keys() == b.keys()
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def refused(program, args, *words):
-    """The program must refuse args, in one sentence that holds all the words."""
+    """The program must refuse args, in one sentence that holds all the words. Returns it."""
     with pytest.raises(SystemExit) as caught:
-        program.main(args)
+        program.main(list(map(str, args)))
     message = str(caught.value)
     assert message.startswith("error: ") and "\n" not in message
     for word in words:
         assert str(word) in message, message
+    return message
+
+
+def wait_for(condition, seconds=60):
+    """What condition() returns, once that is true."""
+    deadline = time.time() + seconds
+    while not (result := condition()):
+        assert time.time() < deadline
+        time.sleep(0.02)
+    return result
 
 
 def random_batch(batch_size, observation_dim, action_dim, seed=0):
@@ -79,54 +99,6 @@ def random_batch(batch_size, observation_dim, action_dim, seed=0):
         "rewards": uniform(batch_size),
         "masks": (uniform(batch_size) > -0.8).float(),
     }
-
-
-def made_up_parameters(rng, in_dim, hidden_dims, out_dim, critic):
-    """A network's parameters as the recordings name them. Critics have a leading axis of two."""
-    parameters, lead = {}, (2,) if critic else ()
-    widths = (in_dim, *hidden_dims, out_dim)
-    uniform = lambda low, high, *shape: rng.uniform(low, high, lead + shape).astype(np.float32)
-    for j, (m, n) in enumerate(zip(widths, widths[1:], strict=False)):
-        bound = (6 / (m + n)) ** 0.5
-        parameters[f"Dense_{j}/kernel"] = uniform(-bound, bound, m, n)
-        parameters[f"Dense_{j}/bias"] = uniform(-0.05, 0.05, n)
-        if critic and n > 1:
-            parameters[f"LayerNorm_{j}/scale"] = uniform(0.9, 1.1, n)
-            parameters[f"LayerNorm_{j}/bias"] = uniform(-0.05, 0.05, n)
-    return parameters
-
-
-def made_up_recording(program, batch_size, k, dims, seed, updates):
-    """What the released code was given for testdata/parity/published_size, drawn in this order:
-    parameters, then batch and noise of every update."""
-    rng, record = np.random.RandomState(seed), {}
-    B, (S, A, hidden_dims) = batch_size, dims
-    sizes = {"actor": (S + A, A), "critic": (S + A, 1), "target_critic": (S + A, 1)}
-    if program is fql:
-        sizes["flow"] = (S + A + 1, A)
-    for name, (in_dim, out_dim) in sizes.items():
-        drawn = made_up_parameters(rng, in_dim, hidden_dims, out_dim, "critic" in name)
-        record |= {f"init/{name}/{key}": value for key, value in drawn.items()}
-
-    def ball(*shape):
-        g, u = rng.normal(size=shape), rng.uniform(size=(*shape[:-1], 1))
-        return A**0.5 * u ** (1 / A) * g / np.linalg.norm(g, axis=-1, keepdims=True)
-
-    for step in range(updates):
-        drawn = {
-            "batch/observations": rng.normal(size=(B, S)),
-            "batch/actions": rng.uniform(-0.99, 0.99, (B, A)),
-            "batch/next_observations": rng.normal(size=(B, S)),
-            "batch/rewards": -rng.randint(0, 2, B),
-            "batch/masks": rng.uniform(size=B) > 0.02,
-        }
-        if program is drol:
-            drawn |= {"noise/next_z": ball(B, A), "noise/candidate_z": ball(B, k, A)}
-        else:
-            drawn |= {"noise/next_z": rng.normal(size=(B, A)), "noise/x_0": rng.normal(size=(B, A))}
-            drawn |= {"noise/t": rng.uniform(size=(B, 1)), "noise/z": rng.normal(size=(B, A))}
-        record |= {f"step{step}/{key}": x.astype(np.float32) for key, x in drawn.items()}
-    return record
 
 
 @contextmanager
@@ -146,7 +118,7 @@ def write_d4rl_file(name, folder, episodes, length):
     tenth step is said to be at the goal."""
     import h5py
 
-    from tools.d4rl_compat import D4RLEnv
+    from d4rl_compat import D4RLEnv
 
     env, rng = D4RLEnv(name), np.random.default_rng(0)
     keys = ("observations", "actions", "rewards", "terminals", "timeouts")
