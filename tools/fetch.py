@@ -1,42 +1,44 @@
 """Downloads the datasets that a list of runs needs, one after another, unless they are there.
 
-    bash run_all.sh ogbench --list | python tools/fetch.py
+    bash run_all.sh ogbench --list | python -m tools.fetch
 
-run_all.sh does this before a suite's first run, so that no two runs download one file.
+run_all.sh does so before a list's first run, so that no two runs download one file, and no run
+starts where the flags of one are wrong.
 """
 
-import argparse
 import http.client
 import os
+import re
 import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
 
-os.environ["MUJOCO_GL"] = "disabled"  # nothing is drawn
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where drol.py is
-
-from drol import PUBLISHED  # noqa: E402
+import tyro
 
 
 def main(commands):
-    """commands: run_all.sh's, one per item. Ends with SystemExit where a download fails."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--env-id")
-    parser.add_argument("--data-dir")
-    runs = [parser.parse_known_args(shlex.split(line))[0] for line in commands]
-    for env_id, data_dir in dict.fromkeys((run.env_id, run.data_dir) for run in runs):
-        kind = PUBLISHED[env_id][0]  # of OGBench's datasets
-        dataset = f"{env_id}-{kind}-v0" if kind else env_id
+    """commands: lines with `drol.py FLAGS` or `fql.py FLAGS`. Ends with SystemExit where flags are
+    wrong or data is not to be had. The data of own tasks is their own affair."""
+    os.environ["MUJOCO_GL"] = "disabled"  # nothing is drawn
+    wanted = {}
+    for line in dict.fromkeys(re.sub(r"--seed[ =]\d+", "", line) for line in commands):
+        _, name, *flags = shlex.split(line)
+        program = import_module(Path(name).stem)
+        args, env_name, _ = program.resolve(tyro.cli(program.Args, args=flags, prog=name))
+        if args.data_dir and not os.path.isdir(os.path.expanduser(args.data_dir)):
+            sys.exit(f"error: there is no --data-dir {args.data_dir}")
+        wanted[env_name, args.data_dir] = re.sub("-singletask(-task.)?", "", env_name)
+    for (env_name, data_dir), dataset in wanted.items():
+        if ":" in env_name:
+            continue
+        benchmark = "ogbench" if dataset != env_name else "d4rl_compat"
         folder = {"dataset_dir": data_dir} if data_dir else {}
         try:
-            benchmark = import_module("ogbench" if kind else "tools.d4rl_compat")
-            benchmark.download_datasets([dataset], **folder)
-        except (OSError, http.client.HTTPException, ImportError) as error:
-            sys.exit(
-                f"error: no data for {env_id} in {data_dir or 'its usual folder'}: {error}; "
-                "docs/data.md names the files, a mirror and a way to make data"
-            )
+            import_module(benchmark).download_datasets([dataset], **folder)
+        except (OSError, http.client.HTTPException, ImportError, ValueError) as error:
+            where = data_dir or "its usual folder"
+            sys.exit(f"error: no data of {dataset} in {where}: {error!r}; docs/data.md: other ways")
 
 
 if __name__ == "__main__":
