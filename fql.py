@@ -1,5 +1,4 @@
-"""FQL, flow Q-learning (arXiv 2502.02538), in one file. It is the baseline of drol.py.
-The authors' code: https://github.com/seohongpark/fql (JAX), followed here as of commit 719d044.
+"""FQL, flow Q-learning (arXiv 2502.02538), the baseline, as in seohongpark/fql at 719d044 (JAX).
 
     python fql.py --env-id humanoidmaze-medium --alpha 30
 
@@ -15,7 +14,7 @@ One update, from a batch of (s, a, r, m, s'). Mask m is 0 where s' must not be b
              (5)  L_flow = mean_{batch, A} (v(s, x_t, t) - (a - x_0))^2
   distill    (6)  e = clip(u_N) with u_0 = z, u_{i+1} = u_i + v(s, u_i, i / N) / N
              (7)  L_distill = mean_{batch, A} (f(s, z) - e)^2
-  guidance   (8)  L_q = -mean(q), q = mean_i Q_i(s, clip(f(s, z))); --normalize-q: / mean |q|
+  guidance   (8)  L_q = -mean(q) [/ mean |q| with --normalize-q], q = mean_i Q_i(s, clip(f(s, z)))
   step       (9)  Qbar <- Qbar + tau * (Q - Qbar)
             (10)  one Adam step on L_critic + L_flow + alpha * L_distill + L_q
 
@@ -24,7 +23,6 @@ A is the action dimension, clip is to [-1, 1]. For the actor, e and Q's paramete
 
 import copy
 import dataclasses
-import difflib
 import io
 import json
 import os
@@ -32,12 +30,10 @@ import re
 import shutil
 import signal
 import sys
-import time
 import zlib
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,20 +62,15 @@ class Args:
     steps: PositiveInt | None = None  # updates in all; unset: 1,000,000, D4RL 500,000
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     compile: bool = False  # compile the losses: slow to start, then faster
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # high: TF32 on a GPU
-
-    # algorithm
     alpha: NonNegativeFloat | None = None  # weight of distillation; unset: as published
-    flow_steps: PositiveInt = 10  # of Euler's method, N in (6)
-    normalize_q: bool = False  # divide Q's term by mean |Q|: advised for a new task
+    flow_steps: PositiveInt = 10  # Euler steps of the flow
+    normalize_q: bool = False  # divide Q's term by mean |Q|: advised for new tasks
     discount: Fraction | None = None  # unset: as published, else 0.99
     q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
     batch_size: PositiveInt = 256  # transitions per update
     lr: PositiveFloat = 3e-4  # Adam's learning rate
     tau: Fraction = 0.005  # how far the target critic moves per update
     hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # widths in every network
-
-    # evaluation and records
     eval_interval: PositiveInt = 100_000  # updates between evaluations
     eval_episodes: PositiveInt = 50  # episodes per evaluation, a multiple of eval_envs
     eval_envs: PositiveInt = 10  # processes that play at once
@@ -89,11 +80,10 @@ class Args:
     run_dir: str = "runs"  # folder of all runs
     exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # prefix of a run's folder
     overwrite: bool = False  # delete the run's folder first
-    track: bool = False  # log to Weights & Biases too
 
 
-# From the papers and the command lists of the released code.
-PUBLISHED = {  # default task (None: D4RL), discount, q_agg, alpha
+# The released commands' default task (D4RL: None), discount, q_agg, alpha, by regular expression.
+PUBLISHED = {
     "antmaze-large": (1, 0.99, "min", 10.0),
     "antmaze-giant": (1, 0.995, "min", 10.0),
     "humanoidmaze-medium": (1, 0.995, "mean", 30.0),
@@ -105,24 +95,15 @@ PUBLISHED = {  # default task (None: D4RL), discount, q_agg, alpha
     "puzzle-3x3": (4, 0.99, "mean", 1000.0),
     "puzzle-4x4": (4, 0.99, "mean", 1000.0),
     "pointmaze-medium": (1, 0.995, "mean", 10.0),  # our choice, not published
-    "antmaze-umaze-v2": (None, 0.99, "mean", 10.0),
-    "antmaze-umaze-diverse-v2": (None, 0.99, "mean", 10.0),
-    "antmaze-medium-play-v2": (None, 0.99, "mean", 10.0),
-    "antmaze-medium-diverse-v2": (None, 0.99, "mean", 10.0),
-    "antmaze-large-play-v2": (None, 0.99, "mean", 3.0),
-    "antmaze-large-diverse-v2": (None, 0.99, "mean", 3.0),
-    "pen-human-v1": (None, 0.99, "min", 10_000.0),
-    "pen-cloned-v1": (None, 0.99, "min", 10_000.0),
+    "antmaze-(umaze|umaze-diverse|medium-play|medium-diverse)-v2": (None, 0.99, "mean", 10.0),
+    "antmaze-large-(play|diverse)-v2": (None, 0.99, "mean", 3.0),
+    "pen-(human|cloned)-v1": (None, 0.99, "min", 10_000.0),
     "pen-expert-v1": (None, 0.99, "min", 3000.0),
-    "door-human-v1": (None, 0.99, "min", 30_000.0),
-    "door-cloned-v1": (None, 0.99, "min", 30_000.0),
-    "door-expert-v1": (None, 0.99, "min", 30_000.0),
-    "hammer-human-v1": (None, 0.99, "min", 30_000.0),
+    "door-(human|cloned|expert)-v1": (None, 0.99, "min", 30_000.0),
+    "hammer-(human|expert)-v1": (None, 0.99, "min", 30_000.0),
     "hammer-cloned-v1": (None, 0.99, "min", 10_000.0),
-    "hammer-expert-v1": (None, 0.99, "min", 30_000.0),
     "relocate-human-v1": (None, 0.99, "min", 10_000.0),
-    "relocate-cloned-v1": (None, 0.99, "min", 30_000.0),
-    "relocate-expert-v1": (None, 0.99, "min", 30_000.0),
+    "relocate-(cloned|expert)-v1": (None, 0.99, "min", 30_000.0),
 }
 OGBENCH = r"(.*?)(-navigate|-stitch|-explore|-play|-noisy)?(-singletask(-task([1-5]))?-v0)?"
 D4RL = r"(antmaze|pen|door|hammer|relocate)-(?!.*singletask).*-v\d"
@@ -136,27 +117,24 @@ def resolve(args):
     if f"{family}-singletask-v0" in gymnasium.registry:
         usual = "-play" if family.startswith(("cube", "scene", "puzzle")) else "-navigate"
         row = family if dataset in (None, usual) else env_name
-        number = number or args.task or PUBLISHED.get(row, [None])[0]
+        number = args.task or number or PUBLISHED.get(row, [None])[0]
         task = f"-task{number}" if number else ""
         env_name = f"{family}{dataset or usual}-singletask{task}-v0"
-    elif ":" not in row and not re.fullmatch(D4RL, row):
-        sys.exit(f"error: --env-id {row} is unknown; short names are {', '.join(PUBLISHED)}")
-    if args.task and f"-task{args.task}-" not in env_name:
-        sys.exit(f"error: --task {args.task} does not fit --env-id {args.env_id}")
+    elif args.task or ":" not in row and not re.fullmatch(D4RL, row):
+        sys.exit(f"error: --env-id {row} is unknown or has no --task; try {', '.join(PUBLISHED)}")
     if args.eval_episodes % args.eval_envs:
         sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
-    _, discount, q_agg, alpha = PUBLISHED.get(row, (None, 0.99, "mean", args.alpha))
+    rows = [PUBLISHED[name] for name in PUBLISHED if re.fullmatch(name, row)]
+    _, discount, q_agg, alpha = rows[0] if rows else (None, 0.99, "mean", args.alpha)
     if alpha is None:
-        (near,) = difflib.get_close_matches(row, PUBLISHED, 1, 0)
-        start = f"give --alpha, such as {PUBLISHED[near][-1]:g} of {near}"
-        sys.exit(f"error: nothing is published for {row}: {start}")
+        near = max(PUBLISHED, key=lambda name: len(os.path.commonprefix([name, row])))
+        sys.exit(f"error: give --alpha for {row}; {near} has {PUBLISHED[near][-1]:g}")
     steps = 500_000 if re.fullmatch(D4RL, env_name) else 1_000_000
     usual = {"discount": discount, "q_agg": q_agg, "alpha": alpha, "steps": steps}
     unset = {name: value for name, value in usual.items() if getattr(args, name) is None}
     args = dataclasses.replace(args, env_id=env_name, task=None, **unset)
-    method = f"{args.exp_name}-alpha{args.alpha:g}"
-    folder = Path(args.run_dir).expanduser() / env_name / method / f"seed{args.seed}"
-    return args, env_name, folder
+    run = f"{args.exp_name}-alpha{args.alpha:g}/seed{args.seed}"
+    return args, env_name, Path(args.run_dir).expanduser() / env_name / run
 
 
 # -------------------- networks
@@ -212,8 +190,7 @@ def sample_latents(*shape, generator):
 
 
 def sample_noise(args, action_dim, generator):
-    """The random numbers of one update: next_z, x_0 and z (B, A), and t (B, 1). Not drawn in
-    total_loss, as compiled code draws others. Noise that is added belongs here, to be resumed."""
+    """The noise of one update: next_z, x_0, z (B, A) and t (B, 1). No other is resumed."""
     next_z = sample_latents(args.batch_size, action_dim, generator=generator)
     x_0 = sample_latents(args.batch_size, action_dim, generator=generator)
     t = torch.rand(args.batch_size, 1, generator=generator, device=generator.device)
@@ -222,9 +199,8 @@ def sample_noise(args, action_dim, generator):
 
 
 @torch.no_grad()
-def flow_action(flow, s, z, flow_steps):
-    """(6) The flow's end (B, A) from latents (B, A) at states (B, O), by Euler's method."""
-    x = z
+def flow_action(flow, s, x, flow_steps):
+    """(6) The flow's end (B, A) from latents x (B, A) at states (B, O), by Euler's method."""
     for i in range(flow_steps):
         t = torch.full_like(x[:, :1], i / flow_steps)
         x = x + flow(s, x, t) / flow_steps
@@ -255,21 +231,16 @@ def flow_loss(flow, batch, x_0, t):
 def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, normalize_q):
     """alpha * L_distill + L_q and its metrics. z: (B, A). Only the actor gets a gradient."""
     s, a = batch["observations"], batch["actions"]
-
     # Distillation, before clipping: a clipped coordinate is still pulled back.
     action = actor(s, z)
     distill_loss = (action - flow_action(flow, s, z, flow_steps)).square().mean()  # (7)
-
     # Guidance: the critic's parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     clipped = action.clamp(-1, 1)
-    q = torch.func.functional_call(critic, constants, (s, clipped))  # (2, B)
-    assert q.shape[1:] == a.shape[:1], "a critic has to return (number of critics, B)"
-    q = q.mean(0)  # (B,)
+    q = torch.func.functional_call(critic, constants, (s, clipped)).mean(0)  # (B,)
     q_loss = -q.mean()  # (8)
     if normalize_q:
         q_loss = q_loss / q.detach().abs().mean()
-
     loss = alpha * distill_loss + q_loss
     return loss, {
         "actor_loss": loss,
@@ -282,18 +253,14 @@ def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, normalize_q):
 
 def total_loss(networks, batch, noise, args):
     """The sum of all losses, at the current parameters, and the metrics of all."""
-    actor, critic, flow, target_critic = (
-        networks[x] for x in ("actor", "critic", "flow", "target_critic")
-    )
-    loss_c, metrics_c = critic_loss(
-        actor, critic, target_critic, batch, noise["next_z"], args.discount, args.q_agg
-    )
-    loss_f, metrics_f = flow_loss(flow, batch, noise["x_0"], noise["t"])
-    loss_a, metrics_a = actor_loss(
-        actor, flow, critic, batch, noise["z"], args.flow_steps, args.alpha, args.normalize_q
-    )
+    actor, critic, target = (networks[x] for x in ("actor", "critic", "target_critic"))
+    flow, next_z, x_0, t, z = networks["flow"], *noise.values()
+    loss_c, metrics_c = critic_loss(actor, critic, target, batch, next_z, args.discount, args.q_agg)
+    loss_f, metrics_f = flow_loss(flow, batch, x_0, t)
+    settings = args.flow_steps, args.alpha, args.normalize_q
+    loss_a, metrics_a = actor_loss(actor, flow, critic, batch, z, *settings)
     metrics = metrics_c | metrics_f | metrics_a
-    return loss_c + loss_f + loss_a, {name: value.detach() for name, value in metrics.items()}
+    return loss_c + loss_f + loss_a, {name: x.detach() for name, x in metrics.items()}
 
 
 def update(networks, optimizer, batch, noise, args, loss_fn=total_loss):
@@ -301,10 +268,9 @@ def update(networks, optimizer, batch, noise, args, loss_fn=total_loss):
     optimizer.zero_grad()  # first, to free the old gradients
     loss, metrics = loss_fn(networks, batch, noise, args)
     loss.backward()
-    target = list(networks["target_critic"].parameters())
-    source = list(networks["critic"].parameters())
+    target, critic = (list(networks[x].parameters()) for x in ("target_critic", "critic"))
     with torch.no_grad():  # (9) before the step, as in the released code
-        torch._foreach_lerp_(target, source, args.tau)
+        torch._foreach_lerp_(target, critic, args.tau)
     optimizer.step()  # (10)
     return metrics
 
@@ -330,7 +296,7 @@ def attempt(what, function, *args, **options):
 
 
 def make(env_name, **options):
-    """An environment and data, from a benchmark or a module of one's own (docs/your_task.md)."""
+    """What ogbench, d4rl_compat or one's own module (docs/your_task.md) makes of a name."""
     module, _, name = env_name.rpartition(":")
     benchmark = "d4rl_compat" if re.fullmatch(D4RL, env_name) else "ogbench"
     return import_module(module or benchmark).make_env_and_datasets(name, **options)
@@ -339,27 +305,26 @@ def make(env_name, **options):
 def load_data(env_name, data_dir):
     """The training data, downloaded if missing, as float32 tensors on the CPU: observations,
     next_observations (N, O), actions (N, A), rewards and masks (N,)."""
-    options = {"add_info": True} if "singletask" in env_name else {}  # what rewards are made of
+    options = {"add_info": True} if "singletask" in env_name else {}  # rewards come from it
     if data_dir:
         options["dataset_dir"] = os.path.expanduser(data_dir)
         if not os.path.isdir(options["dataset_dir"]):
             sys.exit(f"error: there is no --data-dir {data_dir}")
     _, data, _ = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)
-    data = dict.fromkeys(ARRAYS, np.nan) | data
+    data = dict.fromkeys(ARRAYS, np.nan) | data  # what is missing
     bad = [key for key, value in data.items() if not np.isfinite(value).all()]
-    if bad:
-        sys.exit(f"error: {env_name}: {', '.join(bad)} are missing, NaN or infinite")
+    s, a, next_s, r, m = shapes = [np.shape(data[key]) for key in ARRAYS]
+    fits = len(s) == len(a) == 2 and s == next_s and s[:1] == a[:1] == r == m and s[0] > 0
+    if bad or not fits:
+        sys.exit(f"error: {env_name}: missing or not finite: {bad}; shapes of {ARRAYS}: {shapes}")
     data = {key: torch.as_tensor(np.asarray(data[key]), dtype=torch.float32) for key in ARRAYS}
-    s, a, next_s, r, m = data.values()
-    fits = s.shape == next_s.shape and s.shape[:1] == a.shape[:1] == r.shape == m.shape
-    if not (fits and s.ndim == a.ndim == 2 and len(s)):
-        sys.exit(f"error: {env_name}: shapes {[tuple(x.shape) for x in data.values()]} of {ARRAYS}")
-    outside = (a.abs() > 1 + 1e-5).any(1).float().mean()
-    if outside:
-        text = f"{outside:.2%} of actions leave [-1, 1], from {a.min():.3g} to {a.max():.3g}"
+    a = data["actions"]
+    share = (a.abs() > 1 + 1e-5).any(1).float().mean()
+    if share > 0:
+        text = f"{share:.1%} of actions are outside [-1, 1]: {a.min():.3g} to {a.max():.3g}"
         if ":" in env_name:
-            sys.exit(f"error: {env_name}: {text}; scale them, and the environment's")
-        print(f"{text}; they are clipped, as in the released code")
+            sys.exit(f"error: {text}; scale them, and the environment")
+        print(f"{text}; clipped, as in the released code")
     data["actions"] = a.clamp(-1 + 1e-5, 1 - 1e-5)  # as in the released code
     return data
 
@@ -373,15 +338,13 @@ def sample_batch(data, batch_size, generator):
 
 # -------------------- evaluation
 class Episode(gymnasium.Wrapper):
-    """Episodes that their seed determines. A step's info is the score so far: success or D4RL's
-    normalised return in %, else the return."""
+    """Episodes that their seed determines. A step's info is the score so far."""
 
     def reset(self, *, seed=None, options=None):
         np.random.seed(seed)  # OGBench's mazes draw from both of these
         self.action_space.seed(seed)
         self.total = 0.0
-        observation, _ = self.env.reset(seed=seed)
-        return observation, {}
+        return self.env.reset(seed=seed)[0], {}
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -394,33 +357,29 @@ class Episode(gymnasium.Wrapper):
 def make_env(env_name):
     """An environment, or None where one's own module has data alone."""
     env = make(env_name, env_only=True)
-    return None if env is None else Episode(env)
+    return env and Episode(env)
 
 
 def make_envs(env_name, count, data):
     """count environments, a process each, after a trial of one; or None where there is none."""
-    what = f"{env_name} cannot be made, reset and stepped"
-    env = attempt(what, make_env, env_name)
+    env = attempt(f"cannot make {env_name}", make_env, env_name)
     if env is None:
         return None
-    one, space = np.ones_like(data["actions"][0]), env.action_space
-    bounds = [getattr(space, name, None) for name in ("low", "high")]
-    if not np.array_equal(bounds, [-one, one]):
-        sys.exit(f"error: {env_name} takes {space}, its data {len(one)} numbers in [-1, 1]")
-    observation, _ = attempt(what, env.reset, seed=0)
-    attempt(what, env.step, one)
-    found, right = np.shape(observation), data["observations"].shape[1:]
-    if found != right:
-        sys.exit(f"error: {env_name} observes {found}, its data {tuple(right)}")
+    a, s = np.ones_like(data["actions"][0]), tuple(data["observations"].shape[1:])
+    box = gymnasium.spaces.Box(-1, 1, a.shape, env.action_space.dtype or np.float32)
+    observation, _ = attempt(f"cannot reset {env_name}", env.reset, seed=0)
+    has = np.shape(observation), env.action_space
+    if has != (s, box):
+        sys.exit(f"error: {env_name} observes and takes {has}, its data {(s, box)}")
+    attempt(f"cannot step {env_name}", env.step, a)
     mode = gymnasium.vector.AutoresetMode.NEXT_STEP  # the step after an episode's end
-    envs = [partial(make_env, env_name)] * count
-    return gymnasium.vector.AsyncVectorEnv(envs, autoreset_mode=mode)
+    make_one = partial(make_env, env_name)
+    return gymnasium.vector.AsyncVectorEnv([make_one] * count, autoreset_mode=mode)
 
 
 def evaluate(policy, envs, episodes, key):
     """Means over episodes, in rounds, each seeded by (*key, environment, round)."""
-    n = envs.num_envs
-    results = []
+    n, results = envs.num_envs, []
     for number in range(episodes // n):
         observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
         score, total, length = np.zeros((3, n))
@@ -433,25 +392,19 @@ def evaluate(policy, envs, episodes, key):
             playing &= ~(terminated | truncated)
         results.append([score, total, length])
     score, total, length = np.concatenate(results, axis=1)
-    return {
-        "score": score.mean().item(),
-        "return": total.mean().item(),
-        "return_std": total.std().item(),
-        "length": length.mean().item(),
-    }
+    rest = {"return_std": total.std(), "length": length.mean()}
+    return {"score": score.mean(), "return": total.mean(), **rest}
 
 
 def final_score(rows, env_name):
-    """A run's score by the papers' rule: of D4RL the last evaluation, else the mean of the last
-    three. rows: dicts with a score, as in eval.csv."""
+    """A run's score, from its rows of eval.csv: D4RL's last, else the mean of the last three."""
     last = rows[-1:] if re.fullmatch(D4RL, env_name) else rows[-3:]
     return float(np.mean([row["score"] for row in last]))
 
 
 # -------------------- runs
-# Settings that may change on resuming. A change of any other is refused, or is another run.
-MAY_CHANGE = {"steps", "log_interval", "checkpoint_interval"}
-MAY_CHANGE |= {"data_dir", "run_dir", "overwrite", "track"}
+# What may change on resuming. A change of any other setting is refused.
+MAY_CHANGE = {"steps", "log_interval", "checkpoint_interval", "data_dir", "run_dir", "overwrite"}
 
 
 def make_seed(*key):
@@ -468,28 +421,28 @@ class Run:
     """What training changes, and its folder."""
 
     def __init__(self, args, env_name, folder, data):
-        self.args, self.env_name, self.folder, device = args, env_name, folder, args.device
-        s, a, n = data["observations"], data["actions"], len(data["rewards"])
-        some = torch.cat([x[:: n // 100 + 1].flatten() for x in data.values()]).cpu().numpy()
-        dataset = f"{n:,} transitions, checksum {zlib.crc32(some):08x}"
-        self.settings = vars(args) | {"dataset": dataset}
-        self.dims = (s.shape[1], a.shape[1], args.hidden_dims)
+        self.args, self.folder, device = args, folder, args.device
+        self.dims = data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims
         self.networks = make_networks(*self.dims, make_generator("cpu", args.seed, 0)).to(device)
         # Adam works per element: one step on a sum of losses is one on each
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
         self.batch_generator = make_generator(device, args.seed, 1)
         self.noise_generator = make_generator(device, args.seed, 2)
         self.step, self.rows = 0, {"train": [], "eval": []}
-        self.wandb_id = os.urandom(8).hex()
+        some = torch.cat([x[:: len(x) // 100 + 1].flatten() for x in data.values()]).cpu().numpy()
+        dataset = f"{len(data['rewards']):,} transitions, checksum {zlib.crc32(some):08x}"
+        self.config = {
+            "algorithm": ALGORITHM,
+            "env_name": env_name,
+            "dataset": dataset,
+            **vars(args),
+        }
         if (folder / "checkpoint.pt").exists():
             self.load()
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
-        config = {"algorithm": ALGORITHM, "env_name": env_name, "versions": versions}
-        config |= self.settings
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        if args.track:
-            options = {"id": self.wandb_id, "resume": "allow", "sync_tensorboard": True}
-            import_module("wandb").init(name=str(folder), config=config, **options)
+        (folder / "config.json").write_text(
+            json.dumps(self.config | {"versions": versions}, indent=1)
+        )
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
 
     def save(self):
@@ -497,14 +450,10 @@ class Run:
         for name, rows in self.rows.items():
             if rows:
                 pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
-        content = {
-            "algorithm": ALGORITHM,
-            "env_name": self.env_name,
-            "args": self.settings,
+        content = self.config | {
             "dims": self.dims,
             "step": self.step,
             "rows": self.rows,
-            "wandb_id": self.wandb_id,
             "networks": self.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batch_generator": self.batch_generator.get_state(),
@@ -518,24 +467,21 @@ class Run:
 
     def load(self):
         path, args = self.folder / "checkpoint.pt", self.args
-        what = f"{path} cannot be read; --overwrite deletes the run"
-        saved = attempt(what, torch.load, path, map_location="cpu", weights_only=True)
-        for name, value in self.settings.items():
-            old = saved["args"].get(name)
-            if name not in MAY_CHANGE and old != value:
-                other = f"{self.folder} has {name} {old}, not {value}"
-                sys.exit(f"error: {other}; use that, another --exp-name, or --overwrite")
-        self.step, self.rows, self.wandb_id = saved["step"], saved["rows"], saved["wandb_id"]
-        if self.step > args.steps:
-            sys.exit(f"error: {path} has {self.step} updates, more than --steps {args.steps}")
-        if self.step < args.steps:  # what was the last evaluation is none of the longer run's
-            grid = [row for row in self.rows["eval"] if row["step"] % args.eval_interval == 0]
-            self.rows["eval"] = grid
+        saved = attempt(f"{path}, see --overwrite", torch.load, path, "cpu", weights_only=True)
+        for name, value in self.config.items():
+            if name not in MAY_CHANGE and saved.get(name) != value:
+                what = f"{path} has {name} {saved.get(name)}, not {value}"
+                sys.exit(f"error: {what}; use that, another --exp-name, or --overwrite")
+        if saved["step"] > args.steps:
+            sys.exit(f"error: {path} has {saved['step']} updates, --steps are fewer")
+        self.step, self.rows = saved["step"], saved["rows"]
+        if self.step < args.steps:  # the evaluation at a former end goes
+            on_grid = [row for row in self.rows["eval"] if row["step"] % args.eval_interval == 0]
+            self.rows["eval"] = on_grid
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.batch_generator.set_state(saved["batch_generator"])
         self.noise_generator.set_state(saved["noise_generator"])
-        print(f"resumed at update {self.step:,}")
 
     def record(self, name, metrics):
         """Adds a row of numbers to train.csv or eval.csv, and to TensorBoard."""
@@ -546,8 +492,7 @@ class Run:
 
 
 def load_policy(path, device="cpu", seed=0):
-    """A checkpoint's policy: from observations (O,) or (B, O) to actions (A,) or (B, A), in NumPy.
-    Raises ValueError where another program made it."""
+    """A checkpoint's policy: from observations (..., O) to actions (..., A), both NumPy."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["algorithm"] != ALGORITHM:
         raise ValueError(f"{path} was made by {saved['algorithm']}.py")
@@ -563,28 +508,24 @@ def train(run, data, envs):
     args, actor, action_dim = run.args, run.networks["actor"], run.dims[1]
     mode = "reduce-overhead" if args.device == "cuda" else "default"  # CUDA graphs
     loss_fn = torch.compile(total_loss, mode=mode) if args.compile else total_loss
-    first, start = run.step, time.perf_counter()
-    steps = range(first + 1, args.steps + 1)
-    for step in tqdm(steps, initial=first, total=args.steps, unit=" updates", disable=None):
+    steps = range(run.step + 1, args.steps + 1)
+    for step in tqdm(steps, initial=run.step, total=args.steps, unit=" updates", disable=None):
         batch = sample_batch(data, args.batch_size, run.batch_generator)
         noise = sample_noise(args, action_dim, run.noise_generator)
         metrics = update(run.networks, run.optimizer, batch, noise, args, loss_fn)
         run.step = step
-
         log = step % args.log_interval == 0
         evaluation = step % args.eval_interval == 0 or step == args.steps
         checkpoint = step % args.checkpoint_interval == 0 or evaluation
         if (log or checkpoint) and not all(x.isfinite().all() for x in run.networks.parameters()):
             sys.exit(f"error: training diverged by update {step:,}; --overwrite, with a lower --lr")
         if log:
-            speed = (step - first) / (time.perf_counter() - start)
-            run.record("train", metrics | {"updates_per_second": speed})
+            run.record("train", metrics)
         if evaluation and envs is not None:
             generator = make_generator(args.device, args.seed, 3, step)
             policy = partial(act, actor, action_dim=action_dim, generator=generator)
-            row = evaluate(policy, envs, args.eval_episodes, (args.seed, step))
-            run.record("eval", row)
-            tqdm.write(f"update {step:,}: score {row['score']:.1f}")
+            run.record("eval", evaluate(policy, envs, args.eval_episodes, (args.seed, step)))
+            tqdm.write(f"update {step:,}: score {run.rows['eval'][-1]['score']:.1f}")
         if checkpoint:
             run.save()  # last, with this update's rows
     run.writer.close()
@@ -592,28 +533,25 @@ def train(run, data, envs):
 
 # -------------------- main
 def main(argv=None):
-    """The command line."""
     os.environ["MUJOCO_GL"] = "disabled"  # no rendering
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # no Box warnings
     args = tyro.cli(Args, args=argv, description=(__doc__ or "").partition("\n\n")[0])
     args, env_name, folder = resolve(args)
-    if args.track and not find_spec("wandb"):
-        sys.exit("error: --track needs another package: pip install wandb")
     for name, value in (vars(args) | {"folder": folder}).items():
         print(f"  {name:<20} {value}")
-    torch.set_float32_matmul_precision(args.matmul_precision)
-    attempt(f"--run-dir {args.run_dir}", folder.parent.mkdir, parents=True, exist_ok=True)
-    # mode: others who share the folder may go on with the run
-    with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):
+    attempt("--run-dir is not usable", folder.mkdir, parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):  # mode: for a shared folder
         data = load_data(env_name, args.data_dir)
         envs = make_envs(env_name, args.eval_envs, data)  # forked before CUDA starts
         try:
-            if args.overwrite and folder.exists():
+            if args.overwrite:
                 shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
+                folder.mkdir()
             data = {key: value.to(args.device) for key, value in data.items()}
             run = Run(args, env_name, folder, data)
-            print(run.settings["dataset"] + ("" if envs else "; no environment, no evaluation"))
+            print(
+                f"{run.config['dataset']}{'' if envs else ', no evaluation'}, update {run.step:,}"
+            )
             train(run, data, envs)
         finally:
             if envs:
@@ -621,15 +559,13 @@ def main(argv=None):
                     process.kill()
                 envs.closed = True
     if run.rows["eval"]:
-        score = final_score(run.rows["eval"], env_name)
-        print(f"score {score:.1f}: the mean of the last three evaluations, of D4RL the last one")
+        print(f"score {final_score(run.rows['eval'], env_name):.1f}, as docs/metrics.md defines it")
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Slurm stops a run; like Ctrl-C
-    # An environment's process leaves Ctrl-C to this one and ends by SIGTERM, as is usual.
-    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_IGN}
-    os.register_at_fork(after_in_child=lambda: [signal.signal(*x) for x in handlers.items()])
+    stops = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_IGN}  # of environments
+    os.register_at_fork(after_in_child=lambda: [signal.signal(*stop) for stop in stops.items()])
     try:
         main()
     except filelock.Timeout as error:
