@@ -1,4 +1,4 @@
-"""Tests of how a dataset becomes the data of a run."""
+"""Tests of how a dataset becomes the data of a run: files of benchmarks, arrays of one's own."""
 
 import functools
 import shutil
@@ -11,16 +11,25 @@ import pytest
 import torch
 
 import drol
-import fql
-from tests.helpers import ANTMAZE, command, every_program, mounted, read, refused, run_of
+from tests import fake
+from tests.helpers import (
+    ANTMAZE,
+    command,
+    every_program,
+    mounted,
+    read,
+    refused,
+    run_of,
+    saved,
+)
 
 FILE = "pointmaze-medium-navigate-v0.npz"
 VALIDATION = "pointmaze-medium-navigate-v0-val.npz"
 ENV_NAME = "pointmaze-medium-navigate-singletask-task1-v0"
 
 
-def load(folder):
-    return drol.load_data(ENV_NAME, str(folder), "cpu")
+def load(folder, name=ENV_NAME):
+    return drol.load_data(name, str(folder))
 
 
 @pytest.fixture
@@ -80,6 +89,11 @@ def test_a_read_only_folder_does_where_all_files_are_there(data_dir, tmp_path):
         assert len(load(tmp_path / "disk")["rewards"]) == 2000
 
 
+def test_a_folder_below_the_home(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    assert len(load(f"~/{data_dir.name}")["rewards"]) == 2000
+
+
 def test_batches_are_uniform_over_the_data():
     data = {"rewards": torch.arange(50.0), "masks": torch.arange(50.0)}
     batch = drol.sample_batch(data, 20_000, torch.Generator().manual_seed(0))
@@ -89,6 +103,26 @@ def test_batches_are_uniform_over_the_data():
     assert ((counts - 400) ** 2 / 400).sum() < 85.4
     one_after_another = batch["rewards"].reshape(2, -1)
     assert abs(np.corrcoef(one_after_another)[0, 1]) < 0.05
+
+
+def test_actions_of_a_benchmark_outside_the_range_are_clipped_and_said(changed, capsys):
+    """0 to 100 in the place of -1 to 1 would otherwise train at the bound without a word."""
+    data = load(changed(lambda arrays: arrays["actions"].__imul__(100)))
+    assert data["actions"].abs().max() <= 1
+    assert "of actions leave [-1, 1], from -100 to 100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, bool, np.float16, np.float64])
+def test_any_type_of_number_gives_the_same(tmp_path, kind):
+    """In arrays of one's own: 0 and 1 are the same numbers in every type."""
+    arrays = fake.made_up_data() | {"rewards": np.arange(100.0) % 2, "masks": np.arange(100.0) % 3}
+    arrays["masks"] = np.minimum(arrays["masks"], 1)
+    flat = {key: arrays[key].astype(kind) for key in ("rewards", "masks")}
+    np.savez(tmp_path / "arrays.npz", **arrays | flat)
+    data = load(tmp_path, fake.NAME)
+    for key in flat:
+        assert data[key].dtype == torch.float32
+        assert np.array_equal(data[key], arrays[key].astype(np.float32))
 
 
 # ---------------------------------------------------------------------------- broken and missing
@@ -105,63 +139,104 @@ def cut(arrays):
         arrays[key] = np.concatenate([array, array[:1001]])[:2500]
 
 
-@pytest.mark.parametrize("program, change, words", [
-    (drol, lambda arrays: arrays.pop("qpos"), "qpos"),
-    (drol, set_at("observations", np.nan), "not finite"),
-    (fql, set_at("actions", np.inf), "not finite"),
-    (drol, cut, "not of one length"),
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@every_program
+@pytest.mark.parametrize("change, words", [
+    (lambda arrays: arrays.pop("qpos"), ["qpos"]),
+    (set_at("observations", np.nan), ["observations", "NaN"]),
+    (set_at("qpos", np.nan), ["qpos", "NaN"]),  # of which rewards are made
+    (set_at("actions", np.inf), ["actions", "infinite"]),
+    (cut, ["2498", "2497"]),
 ])  # fmt: skip
 def test_a_broken_dataset_is_told_and_left(changed, tmp_path, program, change, words):
     folder = changed(change)
     before = (folder / FILE).read_bytes()
-    refused(program, command(folder, tmp_path / "runs"), folder, words, "docs/data.md")
+    refused(program, command(folder, tmp_path / "runs"), ENV_NAME, *words)
     assert (folder / FILE).read_bytes() == before
     assert not list((tmp_path / "runs").glob("*/*/*/config.json"))
 
 
-def test_a_damaged_file_is_told(changed, tmp_path):
+def test_a_damaged_file_is_told(changed, d4rl_dir, tmp_path):
     folder = changed(lambda arrays: None)
-    whole = (folder / FILE).read_bytes()
-    (folder / FILE).write_bytes(whole[:-1000])
-    refused(drol, command(folder, tmp_path / "runs"), folder, "BadZipFile", "docs/data.md")
+    truncate(folder / FILE)
+    refused(drol, command(folder, tmp_path / "runs"), ENV_NAME, "BadZipFile", "docs/data.md")
+    (path,) = shutil.copytree(d4rl_dir, tmp_path / "d4rl").glob("Ant_maze*")
+    truncate(path)
+    args = command(path.parent, tmp_path / "runs", env_id=ANTMAZE)
+    refused(drol, args, path.name, "damaged", "docs/data.md")
 
 
-@every_program
-def test_a_broken_dataset_of_d4rl_is_told(program, d4rl_dir, tmp_path):
-    h5py = pytest.importorskip("h5py")
+@pytest.mark.parametrize("env_id", ["pointmaze-medium", ANTMAZE])
+def test_a_missing_dataset_without_network(tmp_path, no_network, env_id):
+    """The message names the task, the cause, and the page about data."""
     folder = tmp_path / "data"
-    shutil.copytree(d4rl_dir, folder)
-    path = folder / program.benchmark_of(ANTMAZE).D4RLEnv(ANTMAZE).dataset_file
-    args = command(folder, tmp_path / "runs", env_id=ANTMAZE)
-    with h5py.File(path, "r+") as file:
-        file["rewards"][7] = np.nan
-    refused(program, args, folder, "not finite", "docs/data.md")
-    path.write_bytes(path.read_bytes()[:-1000])
-    refused(program, args, folder, path.name, "damaged", "docs/data.md")
-
-
-def test_a_missing_dataset_without_network(tmp_path, no_network):
-    """The message names the folder, the cause, and the page about data."""
-    folder = tmp_path / "data"
-    words = ["no route to host", "docs/data.md", "mirror"]
-    refused(drol, command(folder, tmp_path / "runs"), folder, *words)
-    args = [
-        flag
-        for flag in command(folder, tmp_path / "runs")
-        if flag not in ("--data-dir", str(folder))
-    ]
-    refused(fql, args, "the benchmark's own folder", *words)
+    args = command(folder, tmp_path / "runs", env_id=env_id)
+    refused(drol, args, folder)  # that was given, and is not there
+    assert not folder.exists()
+    folder.mkdir()
+    refused(drol, args, env_id, "no route to host", "docs/data.md")
 
 
 def test_half_a_dataset_is_a_missing_one(data_dir, tmp_path, no_network):
     shutil.copy(data_dir / FILE, tmp_path)
-    refused(drol, command(tmp_path, tmp_path / "runs"), tmp_path, "no route to host")
+    refused(drol, command(tmp_path, tmp_path / "runs"), "no route to host")
 
 
-def test_a_missing_dataset_of_d4rl_without_network(tmp_path, no_network):
-    pytest.importorskip("tools.d4rl_compat")
-    args = command(tmp_path / "data", tmp_path / "runs", env_id=ANTMAZE)
-    refused(drol, args, tmp_path / "data", "no route to host", "docs/data.md")
+# ------------------------------------------------------------------------------ one's own task
+
+
+@every_program
+@pytest.mark.parametrize("changes, words", [
+    ({"rewards": None, "masks": None}, ["rewards, masks"]),
+    ({"rewards": np.full(100, np.nan)}, ["rewards", "NaN"]),
+    ({"rewards": np.zeros((100, 1))}, ["(100, 1)"]),
+    ({"masks": np.ones(99)}, ["(99,)"]),
+    ({"actions": np.zeros(100)}, ["shapes"]),
+    ({"next_observations": np.zeros((100, 3))}, ["(100, 3)"]),
+    ({"actions": np.full((100, 2), 3.0)}, ["100.00% of actions", "from 3 to 3", "scale"]),
+    ({key: x[:0] for key, x in fake.made_up_data().items()}, ["shapes"]),
+])  # fmt: skip
+def test_arrays_that_do_not_fit_are_refused(program, corridors, tmp_path, changes, words):
+    arrays = {k: x for k, x in (fake.made_up_data() | changes).items() if x is not None}
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    args = [*command(None, tmp_path / "runs", program=program), "--data-dir", tmp_path]
+    refused(program, args, fake.NAME, *words)
+
+
+def fail(*args, **options):
+    raise KeyError("a fault of the environment's")
+
+
+box = gymnasium.spaces.Box
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("action_space", box(-2, 2, (2,)), ["[-1, 1]"]),
+    ("action_space", box(-1, 1, (3,)), ["[-1, 1]"]),
+    ("action_space", gymnasium.spaces.Discrete(2), ["Discrete", "[-1, 1]"]),
+    ("observation", lambda env: np.zeros(3), ["(3,)", "(2,)"]),
+    ("reset", fail, ["a fault of the environment's"]),
+    ("step", fail, ["a fault of the environment's"]),
+    ("__init__", fail, ["a fault of the environment's"]),
+])  # fmt: skip
+def test_an_environment_that_does_not_fit_is_refused(corridors, tmp_path, name, value, words):
+    """Before training, not at the first evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake.Corridor, name, value)
+        refused(drol, command(None, tmp_path, program=drol), fake.NAME, *words)
+    assert not list(tmp_path.glob("*/*/*/config.json"))
+
+
+@pytest.mark.parametrize("name, words", [
+    ("no_such_module:Task", ["no_such_module"]),
+    ("math:Task", ["make_env_and_datasets"]),
+    ("tests.fake:Nothing", ["Nothing"]),
+])  # fmt: skip
+def test_a_module_that_does_not_fit_is_refused(tmp_path, name, words):
+    refused(drol, command(None, tmp_path, "--env-id", name, program=drol), *words)
 
 
 # ----------------------------------------------------------------------------------- a real task
@@ -184,7 +259,6 @@ def test_the_main_command_on_data_in_the_official_format(tmp_path, monkeypatch):
             steps["qpos"].append(info["prev_qpos"])
             steps["qvel"].append(info["prev_qvel"])
             observation = following
-    env.close()
     arrays = {key: np.array(value, np.float32) for key, value in steps.items()}
     arrays["terminals"] = arrays["terminals"].astype(bool)
     arrays["qpos"][:50, :2] = 20.0  # task 1's goal, so that there is something to find
@@ -199,7 +273,6 @@ def test_the_main_command_on_data_in_the_official_format(tmp_path, monkeypatch):
     run = run_of(tmp_path / "runs")
     env_name = "humanoidmaze-medium-navigate-singletask-task1-v0"
     assert run == tmp_path / "runs" / env_name / "drol-k16-bc_coef0.3" / "seed0"
-    saved = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert tuple(saved["dims"]) == (69, 21, (512, 512, 512, 512))
+    assert tuple(saved(run)["dims"]) == (69, 21, (512, 512, 512, 512))
     (row,) = read(run / "eval.csv")
     assert (float(row["score"]), float(row["return"]), float(row["length"])) == (0, -100, 100)

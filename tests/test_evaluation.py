@@ -2,23 +2,22 @@
 
 import functools
 
-import gymnasium
 import numpy as np
 import ogbench
 import pytest
 import torch
-from gymnasium.vector.async_vector_env import AsyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import drol
-from tests.corridor import NAME, Corridor, install, outcome, train
-from tests.helpers import ADROIT, ANTMAZE, every_program
+from tests.fake import NAME, Corridor, outcome
+from tests.helpers import ADROIT, ANTMAZE, every_program, saved, steps_of
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task4-v0"
 
 
-@pytest.fixture
-def corridor(monkeypatch):
-    return install(monkeypatch)
+def vector(count, kind=SyncVectorEnv, name=NAME):
+    makers = [functools.partial(drol.make_env, name)] * count
+    return kind(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
 def policy(observations):
@@ -33,14 +32,19 @@ def expected(seed):
     return success, sum(np.sin(100 * seed_number + t / 10) - 1 for t in range(length)), length
 
 
+def seeds_of(corridors):
+    """What environments were reset with, but for the trial of one and what goes on by itself."""
+    return [[seed for seed in env.seeds if seed] for env in corridors if env.seeds != [0]]
+
+
 # ------------------------------------------------------------------------------ what is counted
 
 
-def test_the_means_are_over_rounds_of_episodes(corridor, monkeypatch):
+def test_the_means_are_over_rounds_of_episodes(corridors):
     """Two rounds of three: each episode has its own seed, and what an environment plays on, while
     another still plays, does not count: neither the step that resets it nor the next episode."""
     key = (56, 1000)
-    result = drol.evaluate(policy, drol.make_envs(NAME, 3), 6, key)
+    result = drol.evaluate(policy, vector(3), 6, key)
     seeds = [[drol.make_seed(*key, i, number) for number in (0, 1)] for i in range(3)]
     success, total, length = np.array([expected(seed) for pair in seeds for seed in pair]).T
     assert result == pytest.approx({
@@ -50,57 +54,66 @@ def test_the_means_are_over_rounds_of_episodes(corridor, monkeypatch):
         "length": length.mean(),
     })  # fmt: skip
     assert 0 < result["score"] < 100  # the key has both kinds of episode
-    assert [env.seeds[0] for env in corridor] == [pair[0] for pair in seeds]
-    assert all(set(pair) <= set(env.seeds) for pair, env in zip(seeds, corridor, strict=True))
-    uncounted = [seed for env in corridor for seed, _ in env.played if seed < 1000]
+    played = [env for env in corridors if env.seeds]
+    assert [env.seeds[0] for env in played] == [pair[0] for pair in seeds]
+    uncounted = [seed for env in played for seed, _ in env.played if seed < 1000]
     assert any(outcome(seed)[1] for seed in uncounted)  # a success, had it been counted
     # in processes of their own the same, whatever was played before
-    monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", AsyncVectorEnv)
-    envs = drol.make_envs(NAME, 3)
-    assert len(envs.processes) == 3
+    envs = vector(3, AsyncVectorEnv)
     assert result == drol.evaluate(policy, envs, 6, key) == drol.evaluate(policy, envs, 6, key)
     envs.close()
 
 
-def test_success_is_what_the_environment_says(corridor):
-    """OGBench's returns are below zero even for an episode that reached its goal."""
-    env = drol.make_env(NAME)
-    scores = []
+@pytest.mark.parametrize("scores", ["success", "normalized_score", None])
+def test_the_score_is_what_the_environment_says(corridors, monkeypatch, scores):
+    """In per cent: its success, else its normalised return. Without either it is the return."""
+    monkeypatch.setattr(Corridor, "scores", scores)
+    env, ends = drol.make_env(NAME), []
     for seed in range(20):
         assert env.reset(seed=seed)[1] == {}
         length, success = outcome(seed)
         infos = [env.step(np.array([0.5, 0.0]))[-1] for _ in range(length)]
-        assert infos == [{"score": 0.0}] * (length - 1) + [{"score": 100.0 * success}]
-        scores.append(infos[-1]["score"])
-    assert set(scores) == {0.0, 100.0}
+        score = {"success": 100.0 * success, "normalized_score": 100 * (10 - 0.5 * length) / 20}
+        assert infos[-1] == {"score": pytest.approx(score.get(scores, -0.5 * length))}
+        if scores == "success":
+            assert infos[:-1] == [{"score": 0.0}] * (length - 1)
+        ends.append(infos[-1]["score"])
+    assert len(set(ends)) > 1
 
 
-def test_d4rls_score_is_the_normalised_return(corridor, monkeypatch):
-    monkeypatch.setattr(Corridor, "d4rl", True)
-    still = lambda observations: np.zeros((len(observations), 2))
-    result = drol.evaluate(still, drol.make_envs(NAME, 2), 4, (3,))
-    assert result["score"] == pytest.approx(100 * (10 - result["length"]) / 20)
-    assert result["return"] == -result["length"]
+@pytest.mark.parametrize("name, expected", [
+    ("cube-single-play-singletask-task2-v0", 40.0),
+    ("tests.fake:Corridor", 40.0),
+    ("tests.fake:pen-human-v1", 40.0),  # whatever it is called
+    ("pen-human-v1", 60.0),
+    ("antmaze-large-play-v2", 60.0),
+])  # fmt: skip
+def test_the_final_score_is_the_papers(name, expected):
+    """D4RL: the last evaluation; else the mean of the last three."""
+    rows = [{"score": score} for score in (90.0, 20.0, 40.0, 60.0)]
+    assert drol.final_score(rows, name) == pytest.approx(expected)
+    assert drol.final_score(rows[:1], name) == 90
 
 
 # ------------------------------------------------------------------------------ as a run uses it
 
 
-def test_every_evaluation_plays_other_episodes(corridor, tmp_path):
+def test_every_evaluation_plays_other_episodes(corridors, corridor_run):
     """Of a run with three evaluations and of a run with another seed: no two episodes alike."""
-    played = lambda made: [seed for env in made for seed in env.seeds if seed is not None]
-    for seed in (0, 1):
-        train(tmp_path / str(seed), seed=seed, steps=7, eval_interval=3, eval_episodes=4)
-    seeds = played(corridor)
+    flags = ["--steps", 7, "--eval-interval", 3, "--eval-episodes", 4]
+    first = corridor_run(drol, "first", *flags)
+    ours = seeds_of(corridors)
+    corridor_run(drol, "second", *flags, "--seed", 1)
+    seeds = sum(seeds_of(corridors), [])
     assert len(set(seeds)) == len(seeds) == 2 * 3 * 4
-    rows = torch.load(tmp_path / "0" / "checkpoint.pt", weights_only=True)["rows"]["eval"]
-    assert [row["step"] for row in rows] == [3, 6, 7]  # and at the end, whatever the interval
-    train(tmp_path / "again", seed=0, steps=7, eval_interval=3, eval_episodes=4)
-    assert played(corridor[4:]) == played(corridor[:2])
+    assert steps_of(first) == [3, 6, 7]  # and at the end, whatever the interval
+    corridors.clear()
+    corridor_run(drol, "again", *flags)
+    assert seeds_of(corridors) == ours
 
 
 @every_program
-def test_the_actor_that_is_evaluated_is_the_runs(program, corridor, tmp_path, monkeypatch):
+def test_the_actor_that_is_evaluated_is_the_runs(program, corridors, corridor_run, monkeypatch):
     """In the actions, not only in the number."""
     latents, sample = [], program.sample_latents
 
@@ -111,15 +124,26 @@ def test_the_actor_that_is_evaluated_is_the_runs(program, corridor, tmp_path, mo
         return z
 
     monkeypatch.setattr(program, "sample_latents", note)
-    networks = train(tmp_path, program)
-    seeds = [env.seeds[0] for env in corridor]
-    observations = torch.tensor([[seed % 1000 / 1000, 0.0] for seed in seeds])
+    networks = saved(corridor_run(program, "run"))["networks"]
+    played = [env for env in corridors if env.seeds not in ([], [0])]
+    observations = torch.tensor([[env.seeds[0] % 1000 / 1000, 0.0] for env in played])
     actor = program.make_networks(2, 2, (16, 16), torch.Generator())["actor"]
     actor.load_state_dict({name: networks[f"actor.{name}"] for name in actor.state_dict()})
     with torch.no_grad():
         actions = actor(observations, latents[0]).clamp(-1, 1)
-    first = np.array([env.played[0][1][0] for env in corridor])
+    first = np.array([env.played[0][1][0] for env in played])
     assert np.allclose(first, actions, atol=1e-6)
+
+
+@every_program
+def test_data_without_an_environment(program, corridor_run, capsys):
+    """Training without evaluation, which is said."""
+    run = corridor_run(program, "run", "--env-id", "tests.fake:Data")
+    assert "no evaluation" in capsys.readouterr().out
+    assert saved(run)["step"] == 20 and not (run / "eval.csv").exists()
+    assert steps_of(run, "train") == [10, 20]
+    corridor_run(program, "run", "--env-id", "tests.fake:Data", "--steps", 40)
+    assert steps_of(run, "train") == [10, 20, 30, 40]
 
 
 # ------------------------------------------------------------------------------ real environments
@@ -130,7 +154,7 @@ def test_an_episode_depends_on_its_seed_alone(name):
     """OGBench's mazes draw from NumPy's global generator and from the action space, D4RL's from
     NumPy's."""
     if "singletask" not in name:
-        pytest.importorskip("tools.d4rl_compat")
+        pytest.importorskip("d4rl_compat")
 
     def play(env, seed):
         observations = [env.reset(seed=seed)[0]]
@@ -159,8 +183,7 @@ def test_who_walks_to_the_goal_scores_100_and_who_stands_still_0(monkeypatch):
         ways = [maze.get_oracle_subgoal(xy, maze.cur_goal_xy)[0] - xy for xy in observations]
         return np.array([[0, 0], *(way / (np.linalg.norm(way) + 1e-6) for way in ways[1:])])
 
-    envs = gymnasium.vector.SyncVectorEnv([lambda: drol.make_env(POINTMAZE)] * 2)
-    result = drol.evaluate(walk, envs, 2, (0, 0))
+    result = drol.evaluate(walk, vector(2, name=POINTMAZE), 2, (0, 0))
     assert len(lengths) == 400 and result["score"] == 50
     arrived = 2 * result["length"] - 400  # the length of the episode that arrived
     assert 20 < arrived < 400
