@@ -277,5 +277,4 @@ def load_dataset(path, env):
         "next_observations": observations[keep + 1],
         "rewards": rewards[keep] - np.float32("antmaze" in env.name),
         "masks": (terminals[keep] == 0).astype(np.float32),
-        "terminals": (terminals[keep] != 0).astype(np.float32),
     }
