@@ -189,7 +189,7 @@ def sample_latents(*shape, generator):
 
 
 def sample_noise(args, action_dim, generator):
-    """The latents of one update: next_z (B, A), candidate_z (B, K, A). No other is resumed."""
+    """Latents of one update: next_z (B, A), candidate_z (B, K, A). Other noise is not resumed."""
     next_z = sample_latents(args.batch_size, action_dim, generator=generator)
     candidate_z = sample_latents(args.batch_size, args.k, action_dim, generator=generator)
     return {"next_z": next_z, "candidate_z": candidate_z}
@@ -204,7 +204,7 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     """L_critic, which trains the critic alone, and its metrics. next_z: (B, A)."""
     s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
     with torch.no_grad():  # (2)
-        next_a = actor(next_s, next_z).clamp(-1, 1)  # the actor itself: it has no target copy
+        next_a = actor(next_s, next_z).clamp(-1, 1)  # no target actor, as in the released code
         next_q = target_critic(next_s, next_a)  # (2, B)
         next_q = {"mean": next_q.mean, "min": next_q.amin}[q_agg](0)
         y = batch["rewards"] + discount * batch["masks"] * next_q
@@ -329,6 +329,16 @@ def sample_batch(data, batch_size, generator):
 
 
 # -------------------- evaluation
+def make_seed(*key):
+    """A seed for a key of integers. Zeros at its end make no other key."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def make_generator(device, *key):
+    """A random generator, seeded by a key of integers."""
+    return torch.Generator(device).manual_seed(make_seed(*key))
+
+
 class Episode(gymnasium.Wrapper):
     """Episodes that their seed determines. A step's info is the score so far."""
 
@@ -370,7 +380,7 @@ def make_envs(env_name, count, data):
 
 
 def evaluate(policy, envs, episodes, key):
-    """Means over episodes, in rounds, each seeded by (*key, environment, round)."""
+    """Statistics of episodes, in rounds, each episode seeded by (*key, environment, round)."""
     n, results = envs.num_envs, []
     for number in range(episodes // n):
         observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
@@ -397,16 +407,6 @@ def final_score(rows, env_name):
 # -------------------- runs
 # What may change on resuming. A change of any other setting is refused.
 MAY_CHANGE = {"steps", "log_interval", "checkpoint_interval", "data_dir", "run_dir", "overwrite"}
-
-
-def make_seed(*key):
-    """A seed for a key of integers. Zeros at its end make no other key."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-def make_generator(device, *key):
-    """A random generator, seeded by a key of integers."""
-    return torch.Generator(device).manual_seed(make_seed(*key))
 
 
 class Run:
@@ -471,7 +471,7 @@ class Run:
             on_grid = [row for row in self.rows["eval"] if row["step"] % args.eval_interval == 0]
             self.rows["eval"] = on_grid
         self.networks.load_state_dict(saved["networks"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(saved["optimizer"])  # with its learning rate
         self.batch_generator.set_state(saved["batch_generator"])
         self.noise_generator.set_state(saved["noise_generator"])
 
@@ -503,7 +503,7 @@ def train(run, data, envs):
     steps = range(run.step + 1, args.steps + 1)
     for step in tqdm(steps, initial=run.step, total=args.steps, unit=" updates", disable=None):
         batch = sample_batch(data, args.batch_size, run.batch_generator)
-        noise = sample_noise(args, action_dim, run.noise_generator)
+        noise = sample_noise(args, action_dim, run.noise_generator)  # compiled code has its own
         metrics = update(run.networks, run.optimizer, batch, noise, args, loss_fn)
         run.step = step
         log = step % args.log_interval == 0
