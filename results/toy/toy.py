@@ -3,9 +3,8 @@
     python -m results.toy.toy
 
 DROL and FQL are trained by the functions of drol.py and fql.py. Only the critic is a fixed formula,
-so that what is seen is the actor's doing alone. It rises outwards, beyond the data too, so that
-leaving the data is tempting. FQL runs with normalize_q: its weight alpha and DROL's bc_coef are
-then of one scale.
+so that what is seen is the actor's doing alone. It rises outwards, so that leaving the data is
+tempting. FQL runs with normalize_q, so that its alpha and DROL's bc_coef are of one scale.
 """
 
 from itertools import product
@@ -92,7 +91,7 @@ def draw_square(axis, title, color="black"):
 
 def draw_policies(samples, means):
     """samples: {method: (N, 2)}; means: a row of numbers per method."""
-    figure, axes = plt.subplots(1, 3, figsize=(8.3, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(8.3, 4), layout="constrained")
     figure.suptitle(
         "Discs: five modes of dataset actions in one state, darker with more data.\n"
         "Lines: a fixed Q, which rises outwards. Points: actions of a trained policy.",
@@ -138,7 +137,7 @@ def draw_routing(candidates, action):
     axes[0].set_xlabel("lines: Q, which rises outwards")
     label = {"fontsize": 9, "textcoords": "offset points"}
     axes[1].annotate("dataset action", action, (0, -17), ha="center", **label)
-    axes[1].annotate("winner", winner, (0, -19), color=BLUE, ha="center", **label)
+    axes[1].annotate("winner", winner, (-10, -26), color=BLUE, ha="center", **label)
     axes[2].annotate("cloning", action, (0, -17), ha="center", **label)
     axes[2].annotate("Q rises", top, (5, -6), color=RED, **label)
     for end, color in ((action, "black"), (top, RED)):
@@ -152,15 +151,16 @@ def main(out: Path = Path(__file__).parent, updates: int = 3_000, seeds: int = 3
     torch.set_num_threads(1)  # the numbers then do not depend on the number of cores
     data = sample_data(5_000, drol.make_generator("cpu", 0))
     rows, samples = [{"method": "data"} | measure(data["actions"])], {}
-    for (method, (program, k)), weight, seed in product(METHODS.items(), WEIGHTS, range(seeds)):
+    for method, weight, seed in product(METHODS, WEIGHTS, reversed(range(seeds))):
+        program, k = METHODS[method]
         actions = train(program, k, weight, data, seed, updates)
         rows.append({"method": method, "weight": weight, "seed": seed} | measure(actions))
-        samples[method] = actions  # the last ones, of the last weight and seed, are shown
+        samples[method] = actions  # the last ones, of the last weight and seed 0, are shown
     table = pd.DataFrame(rows).astype({"seed": "Int64"})
     table.to_csv(out / "toy.csv", index=False)
     means = table.drop(columns="seed").groupby(["method", "weight"], dropna=False).mean()
     print(means.round(2).to_string())
-    shown = table[table.weight != WEIGHTS[0]].drop(columns="seed").groupby("method").mean()
+    shown = means.drop(index=WEIGHTS[0], level="weight").droplevel("weight")
     draw_policies(samples, shown).savefig(out / "toy.png", dpi=200)
     candidates = train(drol, 8, 10.0, data, 0, 150)[:8]
     draw_routing(candidates, data["actions"][21]).savefig(out / "routing.png", dpi=200)
