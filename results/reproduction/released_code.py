@@ -3,17 +3,17 @@
     git clone https://github.com/muzhancun/DROL released_drol   # commit 7e669b0
     git clone https://github.com/seohongpark/fql released_fql   # commit 719d044
     pip install jax==0.10.2 flax optax ml_collections distrax jaxtyping
-    python results/reproduction/released_code.py --repository released_fql --algorithm fql \
+    PYTHONPATH=released_fql python -m results.reproduction.released_code --algorithm fql \
         --env-id door-expert-v1 --seed 1 --steps 30000 --eval-interval 5000
 
-Settings are the published ones of our table, the rest is the released code's default. Batches are
-drawn here, by NumPy. The folder given by --out keeps config.json, eval.csv, train.csv (what the
-update returns every 5,000 updates) and a checkpoint, from which the same command goes on.
+Settings are the published ones of our programs, and else the released code's defaults. Batches
+are drawn here, by NumPy. The folder given by --out keeps config.json, eval.csv, train.csv (what
+the update returns every 5,000 updates) and a checkpoint, from which the same command goes on.
 """
 
 import json
 import pickle
-import sys
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +23,10 @@ import jax
 import numpy as np
 import pandas as pd
 import tyro
-from pydantic.dataclasses import dataclass
-
-sys.path.append(str(Path(__file__).parents[2]))
 
 
 @dataclass
 class Args:
-    repository: Path  # a clone of the released code
     algorithm: Literal["drol", "fql"]
     env_id: str
     seed: int = 0
@@ -54,14 +50,12 @@ def make_policy(agent, key):
 
 
 def main(args):
-    sys.path.insert(0, str(args.repository))
     ours = import_module(args.algorithm)
     released = import_module(f"agents.{args.algorithm}")
-    settings = ours.Args(env_id=args.env_id)
-    env_name, _ = ours.resolve(settings)
-    data = ours.load_data(env_name, args.data_dir, "cpu")
+    settings, env_name, _ = ours.resolve(ours.Args(env_id=args.env_id))
+    data = ours.load_data(env_name, args.data_dir)
+    envs = ours.make_envs(env_name, 10, data)
     data = {key: value.numpy() for key, value in data.items()}
-    envs = ours.make_envs(env_name, 10)
 
     config = released.get_config()
     weight = "bc_coef" if args.algorithm == "drol" else "alpha"
