@@ -58,14 +58,16 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Args:
     env_id: str  # cube-double, pen-human-v1, another name of OGBench or D4RL, or module:name
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the default one
-    seed: NonNegativeInt = 0  # of weights, batches, latents and evaluation
+    seed: NonNegativeInt = 0  # of initial weights, batches, latents and evaluation
     steps: PositiveInt | None = None  # updates in all; unset: 1,000,000, D4RL 500,000
-    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"  # to train on
     compile: bool = False  # compile the losses: slow to start, then faster
     k: PositiveInt = 16  # candidates per state
     bc_coef: NonNegativeFloat | None = None  # weight of cloning; unset: as published
-    discount: Fraction | None = None  # unset: as published, else 0.99
-    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
+    discount: Fraction | None = None  # of the next value; unset: as published, else 0.99
+    q_agg: Literal["mean", "min"] | None = (
+        None  # how target critics join; unset: published, else mean
+    )
     batch_size: PositiveInt = 256  # transitions per update
     lr: PositiveFloat = 3e-4  # Adam's learning rate
     tau: Fraction = 0.005  # how far the target critic moves per update
@@ -75,7 +77,7 @@ class Args:
     eval_envs: PositiveInt = 10  # processes that play at once
     log_interval: PositiveInt = 5_000  # updates between rows of train.csv
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
-    data_dir: str | None = None  # dataset folder; unset: the benchmark's
+    data_dir: str | None = None  # folder of the dataset; unset: the benchmark's own
     run_dir: str = "runs"  # folder of all runs
     exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # prefix of a run's folder
     overwrite: bool = False  # delete the run's folder first
@@ -110,14 +112,15 @@ def resolve(args):
     env_name = row = args.env_id
     family, dataset, _, _, number = re.fullmatch(OGBENCH, env_name).groups()
     import_module("ogbench")  # registers its environments
+    known = ":" in row or re.fullmatch(D4RL, row)
     if f"{family}-singletask-v0" in gymnasium.registry:
         usual = "-play" if family.startswith(("cube", "scene", "puzzle")) else "-navigate"
         row = family if dataset in (None, usual) else env_name
-        number = args.task or number or PUBLISHED.get(row, [None])[0]
+        number = number or args.task or PUBLISHED.get(row, [None])[0]
         task = f"-task{number}" if number else ""
-        env_name = f"{family}{dataset or usual}-singletask{task}-v0"
-    elif args.task or ":" not in row and not re.fullmatch(D4RL, row):
-        sys.exit(f"error: --env-id {row} is unknown or has no --task; try {', '.join(PUBLISHED)}")
+        known = env_name = f"{family}{dataset or usual}-singletask{task}-v0"
+    if not known or args.task and f"-task{args.task}-" not in env_name:
+        sys.exit(f"error: --env-id {row} is unknown or has its task; try {', '.join(PUBLISHED)}")
     if args.eval_episodes % args.eval_envs:
         sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
     rows = [PUBLISHED[name] for name in PUBLISHED if re.fullmatch(name, row)]
@@ -206,7 +209,7 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     with torch.no_grad():  # (2)
         next_a = actor(next_s, next_z).clamp(-1, 1)  # no target actor, as in the released code
         next_q = target_critic(next_s, next_a)  # (2, B)
-        next_q = {"mean": next_q.mean, "min": next_q.amin}[q_agg](0)
+        next_q = {"mean": next_q.mean(0), "min": next_q.amin(0)}[q_agg]  # (B,)
         y = batch["rewards"] + discount * batch["masks"] * next_q
     q = critic(s, a)  # (2, B)
     loss = (q - y).square().mean()  # (3)
@@ -304,7 +307,7 @@ def load_data(env_name, data_dir):
             sys.exit(f"error: there is no --data-dir {data_dir}")
     _, data, _ = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)
     data = dict.fromkeys(ARRAYS, np.nan) | data  # what is missing
-    bad = [key for key, value in data.items() if not np.isfinite(value).all()]
+    bad = [x for x in (data if "add_info" in options else ARRAYS) if not np.isfinite(data[x]).all()]
     s, a, next_s, r, m = shapes = [np.shape(data[key]) for key in ARRAYS]
     fits = len(s) == len(a) == 2 and s == next_s and s[:1] == a[:1] == r == m and s[0] > 0
     if bad or not fits:
@@ -405,7 +408,6 @@ def final_score(rows, env_name):
 
 
 # -------------------- runs
-# What may change on resuming. A change of any other setting is refused.
 MAY_CHANGE = {"steps", "log_interval", "checkpoint_interval", "data_dir", "run_dir", "overwrite"}
 
 
@@ -430,7 +432,7 @@ class Run:
             **vars(args),
         }
         if (folder / "checkpoint.pt").exists():
-            self.load()
+            attempt(f"cannot go on with {folder}, see --overwrite", self.load)
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
         (folder / "config.json").write_text(
             json.dumps(self.config | {"versions": versions}, indent=1)
@@ -459,7 +461,7 @@ class Run:
 
     def load(self):
         path, args = self.folder / "checkpoint.pt", self.args
-        saved = attempt(f"{path}, see --overwrite", torch.load, path, "cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in self.config.items():
             if name not in MAY_CHANGE and saved.get(name) != value:
                 what = f"{path} has {name} {saved.get(name)}, not {value}"
