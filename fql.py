@@ -383,9 +383,13 @@ def make_envs(env_name, count, data):
     if has != (s, box):
         sys.exit(f"error: {env_name} observes and takes {has}, its data {(s, box)}")
     attempt(f"cannot step {env_name}", env.step, a)
-    mode = gymnasium.vector.AutoresetMode.NEXT_STEP  # the step after an episode's end
-    make_one = partial(make_env, env_name)
-    return gymnasium.vector.AsyncVectorEnv([make_one] * count, autoreset_mode=mode)
+    stops, mode = [signal.SIGINT, signal.SIGTERM], gymnasium.vector.AutoresetMode.NEXT_STEP
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # inherited: this process ends the others
+    envs = gymnasium.vector.AsyncVectorEnv(
+        [lambda: make_env(env_name)] * count, autoreset_mode=mode
+    )
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    return envs
 
 
 def evaluate(policy, envs, episodes, key):
@@ -476,8 +480,7 @@ class Run:
             sys.exit(f"error: {path} has {saved['step']} updates, --steps are fewer")
         self.step, self.rows = saved["step"], saved["rows"]
         if self.step < args.steps:  # the evaluation at a former end goes
-            on_grid = [row for row in self.rows["eval"] if row["step"] % args.eval_interval == 0]
-            self.rows["eval"] = on_grid
+            self.rows["eval"] = [x for x in self.rows["eval"] if not x["step"] % args.eval_interval]
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])  # with its learning rate
         self.batch_generator.set_state(saved["batch_generator"])
@@ -564,8 +567,6 @@ def main(argv=None):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Slurm stops a run; like Ctrl-C
-    stops = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_IGN}  # of environments
-    os.register_at_fork(after_in_child=lambda: [signal.signal(*stop) for stop in stops.items()])
     try:
         main()
     except filelock.Timeout as error:
