@@ -47,15 +47,15 @@ python() {  # in .venv, which is made first, and again when the requirements hav
     fi
     "$python" "$@"
 }
-small() {  # EPISODES FOLDER FLAGS: collects data and trains small networks, which learn in minutes
-    python -m tools.collect --env-id cube-single --episodes "$1" --data-dir "$2"
-    python drol.py --env-id cube-single --data-dir "$2" --hidden-dims 128 128 128 --lr 1e-3 \
-        --tau 0.02 "${@:3}"
+small() {  # NAME EPISODES FLAGS: collects data and trains small networks, which learn in minutes
+    python -m tools.collect --env-id cube-single --episodes "$2" --data-dir "data/$1"
+    python drol.py --env-id cube-single --data-dir "data/$1" --exp-name "$1" --lr 1e-3 --tau 0.02 \
+        --hidden-dims 128 128 128 "${@:3}"
 }
 case ${1:-} in
     setup) python --version ;;
-    demo) small 100 data --exp-name demo --steps 30000 --eval-interval 5000 "${@:2}" ;;
-    smoke) small 4 data/smoke --exp-name smoke --steps 1000 --overwrite "${@:2}" ;;
+    demo) small demo 100 --steps 30000 --eval-interval 5000 "${@:2}" ;;
+    smoke) small smoke 4 --steps 500 --eval-envs 2 --eval-episodes 2 --overwrite "${@:2}" ;;
     test) OMP_NUM_THREADS=1 python -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}" ;;
     figures) python -m tools.figures "${@:2}" ;;
     ogbench | d4rl | ksweep | scaling | all | drol | fql | run | one) suite=$1 ;;
@@ -83,7 +83,7 @@ if [ $suite = one ]; then  # -- COMMAND: a run with its GPU and its log, noted i
     exit
 fi
 jobs=${jobs:-$(wc -w <<<"${gpus:-one}")}
-[[ "$seeds $jobs" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs: give 1 or more"
+[[ "$seeds $jobs" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds $seeds, --jobs $jobs: below 1"
 [ "$run_dir" = runs ] || set -- -- --run-dir "$run_dir" "${@:2}"
 flags=$([ $# -lt 2 ] || printf ' %q' "${@:2}")
 commands=$(for ((seed = 0; seed < seeds; seed++)); do $suite; done |

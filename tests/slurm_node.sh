@@ -1,10 +1,8 @@
 #!/usr/bin/env bash
 # A Slurm of one node for the tests, on the loopback interface, without systemd, cgroups or a
-# database. Everything it writes lies in DIR, all of whose parents must be open to all (munge
-# insists on that). Needs Debian's packages slurmctld, slurmd, slurm-client and munge.
-#
+# database. All it writes lies in DIR, an empty folder, whose parents are open to all (for munge).
+# Needs Debian's packages slurmctld, slurmd, slurm-client and munge.
 #   bash tests/slurm_node.sh start DIR && export SLURM_CONF=DIR/client.conf
-#   sbatch, squeue, scontrol ...
 #   bash tests/slurm_node.sh stop DIR
 set -euo pipefail
 dir=$(realpath -m "${2:?give start or stop, and a folder}")
@@ -12,12 +10,10 @@ export SLURM_CONF=$dir/slurm.conf PATH=$PATH:/usr/sbin:/sbin
 host=$(uname -n) host=${host%%.*}
 
 running() {  # NAME: its pid, if the recorded process is still that program
-    local pid
     pid=$(cat "$dir/$1.pid" 2>/dev/null) || return 1
     grep -q "$1" "/proc/$pid/cmdline" 2>/dev/null && echo "$pid"
 }
 wait_for() {  # SECONDS COMMAND...
-    local i
     for ((i = 0; i < $1 * 5; i++)); do "${@:2}" && return; sleep 0.2; done
     return 1
 }
@@ -30,14 +26,7 @@ no_jobs() { [ -z "$(timeout 3 squeue --noheader 2>/dev/null)" ]; }
 ended() { ! kill -0 "$1" 2>/dev/null; }
 
 start() {
-    local name
-    for name in munged slurmctld slurmd; do
-        type "$name" >/dev/null || { echo "error: $name is not installed" >&2; exit 1; }
-    done
-    [ ! -d "$dir" ] || [ -z "$(ls -A "$dir")" ] || [ -f "$dir/client.conf" ] ||
-        { echo "error: $dir holds other things; give a new folder" >&2; exit 1; }
-    stop
-    rm -rf "$dir/state" "$dir/spool" "$dir/munge"
+    type munged slurmctld slurmd sbatch >/dev/null || exit 1
     mkdir -p "$dir/state" "$dir/spool" "$dir/munge"
     chmod 755 "$dir" "$dir/munge"
     (umask 077 && head -c 128 /dev/urandom >"$dir/munge/key")
