@@ -135,17 +135,6 @@ def test_the_actor_that_is_evaluated_is_the_runs(program, corridors, corridor_ru
     assert np.allclose(first, actions, atol=1e-6)
 
 
-@every_program
-def test_data_without_an_environment(program, corridor_run, capsys):
-    """Training without evaluation, which is said."""
-    run = corridor_run(program, "run", "--env-id", "tests.fake:Data")
-    assert "no evaluation" in capsys.readouterr().out
-    assert saved(run)["step"] == 20 and not (run / "eval.csv").exists()
-    assert steps_of(run, "train") == [10, 20]
-    corridor_run(program, "run", "--env-id", "tests.fake:Data", "--steps", 40)
-    assert steps_of(run, "train") == [10, 20, 30, 40]
-
-
 # ------------------------------------------------------------------------------ real environments
 
 
