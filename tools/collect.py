@@ -23,6 +23,8 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ["MUJOCO_GL"] = "disabled"  # before MuJoCo is imported: nothing is drawn
+
 import gymnasium
 import numpy as np
 import ogbench
@@ -31,8 +33,6 @@ from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan,
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
-
-os.environ["MUJOCO_GL"] = "disabled"  # nothing is drawn
 
 P_STACK = {  # range of the probability that a cube's target is on another cube
     "cube-single": (0, 0),
