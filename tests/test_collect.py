@@ -194,8 +194,8 @@ def test_what_is_there_is_kept(here, tmp_path, capsys):
     collect.main(flags(str(tmp_path)))
     assert len(list(tmp_path.iterdir())) == 2
     collect.main(flags(str(tmp_path / "1"), "--seed", "1"))
-    a, b = np.load(tmp_path / FILE), np.load(tmp_path / "1" / FILE)
-    assert (a["actions"] != b["actions"]).any(1).mean() > 0.7  # some lie at the limit of 1
+    files = [tmp_path / FILE, tmp_path / VALIDATION, tmp_path / "1" / FILE]
+    assert len({np.load(path)["actions"].tobytes() for path in files}) == 3  # different episodes
     np.savez(tmp_path / FILE, observations=np.zeros((3, 2)))
     refused(collect, flags(tmp_path), "official or unknown")
     (tmp_path / FILE).write_bytes(before[:50])
@@ -259,7 +259,7 @@ def door_policy(outputs=28, nonlinearity=torch.tanh):
     policy.model.nonlinearity, policy.d = nonlinearity, np.int64(3)
     policy.log_std = torch.full((outputs,), -2.0, requires_grad=True)
     scales = {"in_shift": torch.randn(39), "in_scale": torch.rand(39) + 0.5,
-              "out_shift": torch.randn(outputs) / 9, "out_scale": torch.rand(outputs)}  # fmt: skip
+              "out_shift": torch.arange(outputs) / 9, "out_scale": torch.rand(outputs)}  # fmt: skip
     vars(policy.model).update(scales)
     tensors = [*layers.parameters(), *scales.values(), policy.log_std]
     names = ["w0", "b0", "w1", "b1", "w2", "b2", *scales, "log_std"]
@@ -317,15 +317,15 @@ def test_door_data_is_d4rls_in_format_and_of_the_policy(here, tmp_path, capsys):
     kinds = [content[key].dtype.name for key in sorted(content)]
     assert kinds == ["float32", "float32", "float32", "bool", "bool"]
     assert np.flatnonzero(content["timeouts"]).tolist() == [199, 399]
-    assert not content["terminals"].any() and np.abs(content["actions"]).max() <= 1
+    assert not content["terminals"].any() and np.abs(content["actions"]).max() == 1
     model, layers = policy.model, policy.model._modules["fc_layers"]
     with torch.no_grad():
         x = (torch.as_tensor(content["observations"]) - model.in_shift) / model.in_scale
         x = layers[2](torch.tanh(layers[1](torch.tanh(layers[0](x)))))
-        noise = content["actions"] - (x * model.out_scale + model.out_shift).numpy()
-    inside = (np.abs(content["actions"]) < 1).all(1)
-    assert noise[inside].std() == pytest.approx(np.exp(-2), rel=0.1)  # of log_std -2
-    assert abs(noise[inside].mean()) < 0.01
+        means = (x * model.out_scale + model.out_shift).numpy()
+    noise = (content["actions"] - means)[abs(means) < 0.5]  # there clipping changes little
+    assert noise.std() == pytest.approx(np.exp(-2), rel=0.05)  # of log_std -2
+    assert abs(noise.mean()) < 0.01
 
 
 @pytest.mark.parametrize("drops_at, terminal", [(2, True), (3, False), (9, False)])
