@@ -286,6 +286,7 @@ def act(actor, observation, action_dim, generator):
 
 # -------------------- data
 ARRAYS = ("observations", "actions", "next_observations", "rewards", "masks")
+STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C, and what Slurm sends
 
 
 def attempt(what, function, *args, **options):
@@ -383,13 +384,10 @@ def make_envs(env_name, count, data):
     if has != (s, box):
         sys.exit(f"error: {env_name} observes and takes {has}, its data {(s, box)}")
     attempt(f"cannot step {env_name}", env.step, a)
-    stops, mode = [signal.SIGINT, signal.SIGTERM], gymnasium.vector.AutoresetMode.NEXT_STEP
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # inherited: this process ends the others
-    envs = gymnasium.vector.AsyncVectorEnv(
-        [lambda: make_env(env_name)] * count, autoreset_mode=mode
-    )
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-    return envs
+    mode = gymnasium.vector.AutoresetMode.NEXT_STEP  # the step after an episode's end
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited; the caller unblocks its own
+    makers = [partial(make_env, env_name)] * count
+    return gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=mode)
 
 
 def evaluate(policy, envs, episodes, key):
@@ -547,6 +545,7 @@ def main(argv=None):
         data = load_data(env_name, args.data_dir)
         envs = make_envs(env_name, args.eval_envs, data)  # forked before CUDA starts
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             if args.overwrite:
                 shutil.rmtree(folder)
                 folder.mkdir()
@@ -566,7 +565,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Slurm stops a run; like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
     except filelock.Timeout as error:
