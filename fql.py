@@ -66,9 +66,7 @@ class Args:
     flow_steps: PositiveInt = 10  # Euler steps of the flow
     normalize_q: bool = False  # divide Q's term by mean |Q|: advised for new tasks
     discount: Fraction | None = None  # of the next value; unset: as published, else 0.99
-    q_agg: Literal["mean", "min"] | None = (
-        None  # how target critics join; unset: published, else mean
-    )
+    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
     batch_size: PositiveInt = 256  # transitions per update
     lr: PositiveFloat = 3e-4  # Adam's learning rate
     tau: Fraction = 0.005  # how far the target critic moves per update
@@ -124,7 +122,9 @@ def resolve(args):
         task = f"-task{number}" if number else ""
         known = env_name = f"{family}{dataset or usual}-singletask{task}-v0"
     if not known or args.task and f"-task{args.task}-" not in env_name:
-        sys.exit(f"error: --env-id {row} is unknown or has its task; try {', '.join(PUBLISHED)}")
+        sys.exit(
+            f"error: --env-id {row} is unknown, or not with --task; try {', '.join(PUBLISHED)}"
+        )
     if args.eval_episodes % args.eval_envs:
         sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
     rows = [PUBLISHED[name] for name in PUBLISHED if re.fullmatch(name, row)]
@@ -440,7 +440,7 @@ class Run:
             **vars(args),
         }
         if (folder / "checkpoint.pt").exists():
-            attempt(f"cannot go on with {folder}, see --overwrite", self.load)
+            attempt(f"{folder}/checkpoint.pt is unusable, see --overwrite", self.load)
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
         (folder / "config.json").write_text(
             json.dumps(self.config | {"versions": versions}, indent=1)
