@@ -610,12 +610,10 @@ def test_the_files_stay_small(name):
 
 
 def content(run):
-    """All that a run leaves, but for the clock and the names of folder and tracked run, as text."""
+    """All that a run leaves, but for the name of its folder, as text."""
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     evaluations, train = read(run / "eval.csv"), read(run / "train.csv")
-    for row in (*train, *state["rows"]["train"]):
-        assert float(row.pop("updates_per_second")) > 0
-    del state["args"]["run_dir"], state["wandb_id"]
+    del state["run_dir"]
     return json.dumps([state, evaluations, train], default=torch.Tensor.tolist)
 
 
