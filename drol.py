@@ -56,28 +56,28 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass
 class Args:
-    env_id: str  # cube-double, pen-human-v1, another name of OGBench or D4RL, or module:name
+    env_id: str  # cube-double, pen-human-v1, any of OGBench or D4RL, or module:name
     task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the default one
     seed: NonNegativeInt = 0  # of initial weights, batches, latents and evaluation
-    steps: PositiveInt | None = None  # updates in all; unset: 1,000,000, D4RL 500,000
-    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"  # to train on
-    compile: bool = False  # compile the losses: slow to start, then faster
+    steps: PositiveInt | None = None  # updates; unset: 1,000,000, D4RL 500,000
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    compile: bool = False  # the losses: a slow start, then faster
     k: PositiveInt = 16  # candidates per state
     bc_coef: NonNegativeFloat | None = None  # weight of cloning; unset: as published
-    discount: Fraction | None = None  # of the next value; unset: as published, else 0.99
-    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
+    discount: Fraction | None = None  # unset: as published, else 0.99
+    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published
     batch_size: PositiveInt = 256  # transitions per update
     lr: PositiveFloat = 3e-4  # Adam's learning rate
     tau: Fraction = 0.005  # how far the target critic moves per update
-    hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # widths in every network
+    hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # of every network
     eval_interval: PositiveInt = 100_000  # updates between evaluations
-    eval_episodes: PositiveInt = 50  # episodes per evaluation, a multiple of eval_envs
+    eval_episodes: PositiveInt = 50  # per evaluation, a multiple of eval_envs
     eval_envs: PositiveInt = 10  # processes that play at once
     log_interval: PositiveInt = 5_000  # updates between rows of train.csv
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
-    data_dir: str | None = None  # folder of the dataset; unset: the benchmark's own
+    data_dir: str | None = None  # the dataset's folder; unset: the benchmark's
     run_dir: str = "runs"  # folder of all runs
-    exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # prefix of a run's folder
+    exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # begins a run's folder
     overwrite: bool = False  # delete the run's folder first
 
 
@@ -118,9 +118,8 @@ def resolve(args):
         task = f"-task{number}" if number else ""
         known = env_name = f"{family}{dataset or usual}-singletask{task}-v0"
     if not known or args.task and f"-task{args.task}-" not in env_name:
-        sys.exit(
-            f"error: --env-id {row} is unknown, or not with --task; try {', '.join(PUBLISHED)}"
-        )
+        names = ", ".join(PUBLISHED)
+        sys.exit(f"error: --env-id {row} is unknown, or not with --task; try {names}")
     if args.eval_episodes % args.eval_envs:
         sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
     rows = [PUBLISHED[name] for name in PUBLISHED if re.fullmatch(name, row)]
@@ -130,8 +129,10 @@ def resolve(args):
         sys.exit(f"error: give --bc-coef for {row}; {near} has {PUBLISHED[near][-1]:g}")
     steps = 500_000 if re.fullmatch(D4RL, env_name) else 1_000_000
     usual = {"discount": discount, "q_agg": q_agg, "bc_coef": bc_coef, "steps": steps}
-    unset = {name: value for name, value in usual.items() if getattr(args, name) is None}
-    args = dataclasses.replace(args, env_id=env_name, task=None, **unset)
+    args = dataclasses.replace(args, env_id=env_name, task=None)
+    for name in usual:
+        if getattr(args, name) is None:
+            setattr(args, name, usual[name])
     run = f"{args.exp_name}-k{args.k}-bc_coef{args.bc_coef:g}/seed{args.seed}"
     return args, env_name, Path(args.run_dir).expanduser() / env_name / run
 
@@ -151,7 +152,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight, generator=generator)  # Flax's fan_avg uniform
+                nn.init.xavier_uniform_(layer.weight, generator=generator)  # as Flax
                 nn.init.zeros_(layer.bias)
 
     def forward(self, *inputs):
@@ -171,7 +172,7 @@ class Critic(nn.Module):
 
 
 def make_networks(observation_dim, action_dim, hidden_dims, generator):
-    """Fresh networks by name, made on the CPU so that a seed starts alike on every device."""
+    """Fresh networks by name, on the CPU: a seed starts alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
     networks["actor"] = MLP(in_dim, hidden_dims, action_dim, generator)  # f(s, z)
@@ -207,7 +208,7 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     """L_critic, which trains the critic alone, and its metrics. next_z: (B, A)."""
     s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
     with torch.no_grad():  # (2)
-        next_a = actor(next_s, next_z).clamp(-1, 1)  # no target actor, as in the released code
+        next_a = actor(next_s, next_z).clamp(-1, 1)  # the actor itself, as released
         next_q = target_critic(next_s, next_a)  # (2, B)
         next_q = {"mean": next_q.mean(0), "min": next_q.amin(0)}[q_agg]  # (B,)
         y = batch["rewards"] + discount * batch["masks"] * next_q
@@ -226,17 +227,14 @@ def actor_loss(actor, critic, batch, candidate_z, bc_coef):
         candidates = actor(repeated_s, candidate_z).clamp(-1, 1)  # (4)
         winner = route(candidates, a)  # (B,)
 
-    # Cloning: the winner again, now with a graph: one of all K costs K times the memory, for the
-    # same gradient. The actor must not be random (dropout). A clipped coordinate gets no gradient;
-    # FQL clips for Q alone, so that its distillation pulls such a one back.
+    # Cloning: the winner again, with a graph, as one of all K takes K times the memory for the
+    # same gradient. The actor must not be random (dropout). What is clipped gets no gradient.
     winner_z = candidate_z[torch.arange(len(a), device=a.device), winner]  # (B, A)
     winner_a = actor(s, winner_z).clamp(-1, 1)
     bc_loss = (winner_a - a).square().mean()  # (6)
     # Guidance: the critic's parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    q = torch.func.functional_call(critic, constants, (s, winner_a))  # (2, B)
-    assert q.shape[1:] == a.shape[:1], "a critic has to return (number of critics, B)"
-    q = q.amin(0)  # (B,)
+    q = torch.func.functional_call(critic, constants, (s, winner_a)).amin(0)  # (B,)
     q_loss = -q.mean() / q.detach().abs().mean().clamp(min=1e-6)  # (7)
     loss = bc_coef * bc_loss + q_loss
     return loss, {
@@ -284,7 +282,7 @@ STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C, and what Slurm sends
 
 
 def attempt(what, function, *args, **options):
-    """What a function returns. Where it fails, the program ends with one sentence."""
+    """A function's result, or the program's end with one sentence."""
     try:
         return function(*args, **options)
     except Exception as error:
@@ -292,15 +290,15 @@ def attempt(what, function, *args, **options):
 
 
 def make(env_name, **options):
-    """What ogbench, d4rl_compat or one's own module (docs/your_task.md) makes of a name."""
+    """What ogbench, d4rl_compat or one's own module makes of a name: docs/your_task.md."""
     module, _, name = env_name.rpartition(":")
     benchmark = "d4rl_compat" if re.fullmatch(D4RL, env_name) else "ogbench"
     return import_module(module or benchmark).make_env_and_datasets(name, **options)
 
 
 def load_data(env_name, data_dir):
-    """The training data, downloaded if missing, as float32 tensors on the CPU: observations,
-    next_observations (N, O), actions (N, A), rewards and masks (N,)."""
+    """Training data, downloaded if missing, as float32 tensors on the CPU: observations,
+    next_observations (N, O), actions (N, A), rewards, masks (N,)."""
     options = {"add_info": True} if "singletask" in env_name else {}  # rewards come from it
     if data_dir:
         options["dataset_dir"] = os.path.expanduser(data_dir)
@@ -308,19 +306,20 @@ def load_data(env_name, data_dir):
             sys.exit(f"error: there is no --data-dir {data_dir}")
     _, data, _ = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)
     data = dict.fromkeys(ARRAYS, np.nan) | data  # what is missing
-    bad = [x for x in (data if "add_info" in options else ARRAYS) if not np.isfinite(data[x]).all()]
+    checked = data if "add_info" in options else ARRAYS
+    bad = [key for key in checked if not np.isfinite(data[key]).all()]
     s, a, next_s, r, m = shapes = [np.shape(data[key]) for key in ARRAYS]
     fits = len(s) == len(a) == 2 and s == next_s and s[:1] == a[:1] == r == m and s[0] > 0
     if bad or not fits:
         sys.exit(f"error: {env_name}: missing or not finite: {bad}; shapes of {ARRAYS}: {shapes}")
-    data = {key: torch.as_tensor(np.asarray(data[key]), dtype=torch.float32) for key in ARRAYS}
+    data = {key: torch.as_tensor(np.float32(data[key])) for key in ARRAYS}
     a = data["actions"]
     share = (a.abs() > 1 + 1e-5).any(1).float().mean()
     if share > 0:
         text = f"{share:.1%} of actions are outside [-1, 1]: {a.min():.3g} to {a.max():.3g}"
         if ":" in env_name:
             sys.exit(f"error: {text}; scale them, and the environment")
-        print(f"{text}; clipped, as in the released code")
+        print(f"{text}; clipped")
     data["actions"] = a.clamp(-1 + 1e-5, 1 - 1e-5)  # as in the released code
     return data
 
@@ -367,7 +366,7 @@ def make_env(env_name):
 
 
 def make_envs(env_name, count, data):
-    """count environments, a process each, after a trial of one; or None where there is none."""
+    """count environments, a process each, after a trial of one; or None."""
     env = attempt(f"cannot make {env_name}", make_env, env_name)
     if env is None:
         return None
@@ -378,14 +377,14 @@ def make_envs(env_name, count, data):
     if has != (s, box):
         sys.exit(f"error: {env_name} observes and takes {has}, its data {(s, box)}")
     attempt(f"cannot step {env_name}", env.step, a)
-    mode = gymnasium.vector.AutoresetMode.NEXT_STEP  # the step after an episode's end
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited; the caller unblocks its own
+    mode = gymnasium.vector.AutoresetMode.NEXT_STEP  # after an episode's end
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited; main unblocks
     makers = [partial(make_env, env_name)] * count
     return gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=mode)
 
 
 def evaluate(policy, envs, episodes, key):
-    """Statistics of episodes, in rounds, each episode seeded by (*key, environment, round)."""
+    """Statistics of episodes, each seeded by (*key, environment, round)."""
     n, results = envs.num_envs, []
     for number in range(episodes // n):
         observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
@@ -404,7 +403,7 @@ def evaluate(policy, envs, episodes, key):
 
 
 def final_score(rows, env_name):
-    """A run's score, from its rows of eval.csv: D4RL's last, else the mean of the last three."""
+    """A run's score from its evaluations: D4RL's last, else the mean of the last three."""
     last = rows[-1:] if re.fullmatch(D4RL, env_name) else rows[-3:]
     return float(np.mean([row["score"] for row in last]))
 
@@ -419,30 +418,26 @@ class Run:
     def __init__(self, args, env_name, folder, data):
         self.args, self.folder, device = args, folder, args.device
         self.dims = data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims
-        self.networks = make_networks(*self.dims, make_generator("cpu", args.seed, 0)).to(device)
+        generator = make_generator("cpu", args.seed, 0)
+        self.networks = make_networks(*self.dims, generator).to(device)
         # Adam works per element: one step on a sum of losses is one on each
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
         self.batch_generator = make_generator(device, args.seed, 1)
         self.noise_generator = make_generator(device, args.seed, 2)
         self.step, self.rows = 0, {"train": [], "eval": []}
-        some = torch.cat([x[:: len(x) // 100 + 1].flatten() for x in data.values()]).cpu().numpy()
-        dataset = f"{len(data['rewards']):,} transitions, checksum {zlib.crc32(some):08x}"
-        self.config = {
-            "algorithm": ALGORITHM,
-            "env_name": env_name,
-            "dataset": dataset,
-            **vars(args),
-        }
+        n = len(data["rewards"])
+        some = torch.cat([x[:: n // 100 + 1].flatten() for x in data.values()])
+        data = f"{n:,} transitions, checksum {zlib.crc32(some.cpu().numpy()):08x}"
+        self.config = {"algorithm": ALGORITHM, "env_name": env_name, "dataset": data} | vars(args)
         if (folder / "checkpoint.pt").exists():
             attempt(f"{folder}/checkpoint.pt is unusable, see --overwrite", self.load)
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
-        (folder / "config.json").write_text(
-            json.dumps(self.config | {"versions": versions}, indent=1)
-        )
+        config = self.config | {"versions": versions}
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
 
     def save(self):
-        """Writes train.csv and eval.csv, then the checkpoint, which is whole or not there."""
+        """Writes train.csv, eval.csv, then the checkpoint, which is whole or not there."""
         for name, rows in self.rows.items():
             if rows:
                 pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
@@ -472,7 +467,8 @@ class Run:
             sys.exit(f"error: {path} has {saved['step']} updates, --steps are fewer")
         self.step, self.rows = saved["step"], saved["rows"]
         if self.step < args.steps:  # the evaluation at a former end goes
-            self.rows["eval"] = [x for x in self.rows["eval"] if not x["step"] % args.eval_interval]
+            rows, interval = self.rows["eval"], args.eval_interval
+            self.rows["eval"] = [row for row in rows if row["step"] % interval == 0]
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])  # with its learning rate
         self.batch_generator.set_state(saved["batch_generator"])
@@ -487,24 +483,24 @@ class Run:
 
 
 def load_policy(path, device="cpu", seed=0):
-    """A checkpoint's policy: from observations (..., O) to actions (..., A), both NumPy."""
+    """A checkpoint's policy: observations (..., O) to actions (..., A), both NumPy."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["algorithm"] != ALGORITHM:
         raise ValueError(f"{path} was made by {saved['algorithm']}.py")
     actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
-    actor.load_state_dict({name: saved["networks"][f"actor.{name}"] for name in actor.state_dict()})
+    actor.load_state_dict({x: saved["networks"][f"actor.{x}"] for x in actor.state_dict()})
     generator = make_generator(device, seed, 5)
     return partial(act, actor, action_dim=saved["dims"][1], generator=generator)
 
 
 # -------------------- training
 def train(run, data, envs):
-    """Trains a run from its last checkpoint to its end. envs: None for no evaluation."""
+    """Trains a run to its end. Without envs nothing is evaluated."""
     args, actor, action_dim = run.args, run.networks["actor"], run.dims[1]
     mode = "reduce-overhead" if args.device == "cuda" else "default"  # CUDA graphs
     loss_fn = torch.compile(total_loss, mode=mode) if args.compile else total_loss
     steps = range(run.step + 1, args.steps + 1)
-    for step in tqdm(steps, initial=run.step, total=args.steps, unit=" updates", disable=None):
+    for step in tqdm(steps, initial=run.step, total=args.steps, disable=None):
         batch = sample_batch(data, args.batch_size, run.batch_generator)
         noise = sample_noise(args, action_dim, run.noise_generator)  # compiled code has its own
         metrics = update(run.networks, run.optimizer, batch, noise, args, loss_fn)
@@ -513,14 +509,15 @@ def train(run, data, envs):
         evaluation = step % args.eval_interval == 0 or step == args.steps
         checkpoint = step % args.checkpoint_interval == 0 or evaluation
         if (log or checkpoint) and not all(x.isfinite().all() for x in run.networks.parameters()):
-            sys.exit(f"error: training diverged by update {step:,}; --overwrite, with a lower --lr")
+            sys.exit(f"error: diverged by update {step:,}; --overwrite, with a lower --lr")
         if log:
             run.record("train", metrics)
         if evaluation and envs is not None:
             generator = make_generator(args.device, args.seed, 3, step)
             policy = partial(act, actor, action_dim=action_dim, generator=generator)
-            run.record("eval", evaluate(policy, envs, args.eval_episodes, (args.seed, step)))
-            tqdm.write(f"update {step:,}: score {run.rows['eval'][-1]['score']:.1f}")
+            result = evaluate(policy, envs, args.eval_episodes, (args.seed, step))
+            run.record("eval", result)
+            tqdm.write(f"update {step:,}: score {result['score']:.1f}")
         if checkpoint:
             run.save()  # last, with this update's rows
     run.writer.close()
@@ -535,7 +532,7 @@ def main(argv=None):
     for name, value in (vars(args) | {"folder": folder}).items():
         print(f"  {name:<20} {value}")
     attempt("--run-dir is not usable", folder.mkdir, parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):  # mode: for a shared folder
+    with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):  # shared
         data = load_data(env_name, args.data_dir)
         envs = make_envs(env_name, args.eval_envs, data)  # forked before CUDA starts
         try:
@@ -545,9 +542,8 @@ def main(argv=None):
                 folder.mkdir()
             data = {key: value.to(args.device) for key, value in data.items()}
             run = Run(args, env_name, folder, data)
-            print(
-                f"{run.config['dataset']}{'' if envs else ', no evaluation'}, update {run.step:,}"
-            )
+            note = "" if envs else ", no evaluation"
+            print(f"update {run.step:,} of {args.steps:,}, {run.config['dataset']}{note}")
             train(run, data, envs)
         finally:
             if envs:
@@ -555,7 +551,8 @@ def main(argv=None):
                     process.kill()
                 envs.closed = True
     if run.rows["eval"]:
-        print(f"score {final_score(run.rows['eval'], env_name):.1f}, as docs/metrics.md defines it")
+        score = final_score(run.rows["eval"], env_name)
+        print(f"score {score:.1f}, as docs/metrics.md defines it")
 
 
 if __name__ == "__main__":
@@ -565,5 +562,5 @@ if __name__ == "__main__":
     except filelock.Timeout as error:
         sys.exit(f"error: another process is training this run: {error.lock_file}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command, without --overwrite, goes on from the last checkpoint")
+        print("\nstopped; the same command, without --overwrite, goes on")
         sys.exit(130)
