@@ -63,7 +63,7 @@ case ${1:-} in
 esac
 [ -n "${suite:-}" ] || exit 0
 list=no envs="" seeds=8 jobs="" gpus="" slurm=none run_dir=runs
-while shift && [ $# -gt 0 ] && [ "$1" != -- ]; do
+while shift && [ $# -gt 0 ] && [[ $1 != -- || $suite = run ]]; do
     [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
     [[ $1 = --list || $# -gt 1 ]] || fail "$1 lacks its value"
     case $1 in
@@ -71,7 +71,7 @@ while shift && [ $# -gt 0 ] && [ "$1" != -- ]; do
         --envs | --seeds | --jobs | --slurm) declare "${1#--}=$2" && shift ;;  # the variable
         --gpus) gpus=${2//,/ } && shift ;;
         --run-dir) run_dir=${2/#\~\//~/} && shift ;;  # ~/ is the home folder
-        *) fail "$1 is no option; flags for the runs follow after --" ;;
+        *) fail "$1 is no option of $suite; flags for the runs follow after -- of a suite" ;;
     esac
 done
 if [ $suite = one ]; then  # -- COMMAND: a run with its GPU and its log, noted if it succeeds

@@ -106,7 +106,7 @@ def test_run_all_is_found_and_read_however_it_is_called(tmp_path):
 
 def test_a_mistake_is_one_sentence(program):
     mistakes = "drol; run; ogbench --seeds 0; ogbench --jobs none; ogbench cube-single; d4rl --gpus"
-    for mistake in (mistakes + "; ogbench --seed 3").split(";"):  # no abbreviation
+    for mistake in (mistakes + "; ogbench --seed 3; run -- --compile").split(";"):
         args = mistake.split()
         result = run_all(*args, env=program.environment, input="")
         assert result.returncode == 1 and result.stdout == ""
