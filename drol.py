@@ -65,7 +65,7 @@ class Args:
     k: PositiveInt = 16  # candidates per state
     bc_coef: NonNegativeFloat | None = None  # weight of cloning; unset: as published
     discount: Fraction | None = None  # unset: as published, else 0.99
-    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published
+    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
     batch_size: PositiveInt = 256  # transitions per update
     lr: PositiveFloat = 3e-4  # Adam's learning rate
     tau: Fraction = 0.005  # how far the target critic moves per update

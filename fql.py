@@ -66,7 +66,7 @@ class Args:
     flow_steps: PositiveInt = 10  # Euler steps of the flow
     normalize_q: bool = False  # divide Q's term by mean |Q|: advised for new tasks
     discount: Fraction | None = None  # unset: as published, else 0.99
-    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published
+    q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
     batch_size: PositiveInt = 256  # transitions per update
     lr: PositiveFloat = 3e-4  # Adam's learning rate
     tau: Fraction = 0.005  # how far the target critic moves per update
