@@ -36,21 +36,11 @@ def shared(tmp_path_factory):
     return folder_of
 
 
-def collected(shared, family):
-    flags = ["--env-id", family, "--episodes", "2", "--jobs", "1", "--data-dir"]
-    return shared(f"data-{family}", lambda folder: collect.main([*flags, str(folder)]))
-
-
 @pytest.fixture(scope="session")
 def data_dir(shared):
     """A dataset of pointmaze-medium, made by the real collector: 2 episodes, 1 for validation."""
-    return collected(shared, "pointmaze-medium")
-
-
-@pytest.fixture(scope="session")
-def cube_dir(shared):
-    """The same of cube-single."""
-    return collected(shared, "cube-single")
+    flags = ["--env-id", "pointmaze-medium", "--episodes", "2", "--jobs", "1", "--data-dir"]
+    return shared("data", lambda folder: collect.main([*flags, str(folder)]))
 
 
 @pytest.fixture(scope="session")
@@ -64,20 +54,6 @@ def d4rl_dir(shared):
         write_d4rl_file(ADROIT, folder, 10, 40)
 
     return shared("data-d4rl", make)
-
-
-@pytest.fixture
-def finished(shared, data_dir, tmp_path):
-    """finished(program) puts a copy of its finished run under tmp_path / "runs" and returns the
-    run's folder. command(data_dir, tmp_path / "runs") is what made it."""
-
-    def copy(program):
-        train = lambda folder: program.main(command(data_dir, folder))
-        original = shared(f"finished-{program.ALGORITHM}", train)
-        shutil.copytree(original, tmp_path / "runs")
-        return run_of(tmp_path / "runs")
-
-    return copy
 
 
 @pytest.fixture

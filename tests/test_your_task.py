@@ -14,9 +14,8 @@ MODULE = re.search("```python\n(.*?)```", (ROOT / "docs" / "your_task.md").read_
 WEIGHT = {drol: ["--bc-coef", "1"], fql: ["--alpha", "10", "--normalize-q"]}
 
 
-def point_data(size=200):
-    rng = np.random.default_rng(0)
-    s, a = rng.uniform(-1, 1, (2, size, 2)).astype(np.float32)
+def point_data():
+    s, a = np.random.default_rng(0).uniform(-1, 1, (2, 200, 2)).astype(np.float32)
     near = np.linalg.norm(s, axis=1) < 0.1
     return {
         "observations": s,
@@ -77,7 +76,7 @@ def test_data_without_an_environment_trains_and_is_not_evaluated(program, task, 
 
 
 @pytest.mark.parametrize(
-    ("code", "arrays", "words"),
+    "code, arrays, words",
     [
         ("", {"masks": None}, ["masks"]),
         ("", {"rewards": np.zeros((200, 1))}, ["rewards", "(200, 1)"]),
@@ -88,20 +87,10 @@ def test_data_without_an_environment_trains_and_is_not_evaluated(program, task, 
         ("Point.action_space = gymnasium.spaces.Box(-2, 2, (2,))", {}, ["-2.0", "-1.0"]),
         ("Point.action_space = gymnasium.spaces.Discrete(4)", {}, ["Discrete(4)"]),
         ("Point.reset = None", {}, ["reset"]),
-        (
-            "def step(self, action): raise RuntimeError('no step')\nPoint.step = step",
-            {},
-            ["no step"],
-        ),
+        ("Point.step = lambda self, action: 1 / 0", {}, ["division by zero"]),
         ("raise ImportError('half a module')", {}, ["half a module"]),
     ],
 )
 def test_mistakes_are_refused_before_training(code, arrays, words, task, tmp_path):
     refused(drol, task(drol, code=code, **arrays), "my_tasks" if code else "", *words)
     assert not list((tmp_path / "runs").glob("*/*/*/*"))
-
-
-@every_program
-def test_an_own_task_needs_its_weight(program):
-    flag = WEIGHT[program][0]
-    refused(program, ["--env-id", "my_tasks:Point-v0"], flag, "my_tasks:Point-v0")
