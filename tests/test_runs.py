@@ -61,9 +61,8 @@ def test_what_a_run_leaves(program, capsys, corridor_run):
     assert run.parts[-3] == fake.NAME
     assert steps_of(run) == [5, 10, 15, 20] and steps_of(run, "train") == [10, 20]
     own = ["bc_loss", "candidate_spread"] if program is drol else ["flow_loss", "distill_loss"]
-    rows = read(run / "train.csv")
-    assert {"critic_loss", "q_data", "actor_loss", "q_loss", "q", "mse", *own} <= rows[0].keys()
-    for row in rows:
+    for row in read(run / "train.csv"):
+        assert {"critic_loss", "q_data", "actor_loss", "q_loss", "q", "mse", *own} <= row.keys()
         assert all(math.isfinite(float(value)) for value in row.values())
         assert all(0 < float(row[name]) < 10 for name in ["mse", *own])
     # no clock times: comparable bit for bit
@@ -74,7 +73,6 @@ def test_what_a_run_leaves(program, capsys, corridor_run):
     assert config["versions"]["torch"] == drol.version("torch")
     assert (config["steps"], config["discount"], config["hidden_dims"]) == (20, 0.99, [16, 16])
     assert config["dataset"].startswith("100 transitions")
-    assert len(list(run.glob("*.pt"))) == 1
     scores = [float(row["score"]) for row in read(run / "eval.csv")]
     assert f"score {np.mean(scores[-3:]):.1f}" in capsys.readouterr().out.splitlines()[-1]
 
@@ -83,38 +81,23 @@ def test_what_a_run_leaves(program, capsys, corridor_run):
 
 
 @every_program
-def test_more_steps_continue_a_run_as_if_it_had_not_been_left(program, capsys, corridor_run):
-    """With other intervals of logs and checkpoints too: they change no number."""
-    more = ["--steps", 40, "--checkpoint-interval", 7]
-    parts = corridor_run(program, "parts")
-    corridor_run(program, "parts", *more)
-    whole = corridor_run(program, "whole", *more)
-    same_run(parts, whole)
-    assert steps_of(parts, "train") == [10, 20, 30, 40] and steps_of(parts) == [20, 40]
-    tensorboard_is_the_csv_files(parts)
-    capsys.readouterr()
-    corridor_run(program, "parts", *more)  # finished: it says its score again, and changes nothing
-    same_run(parts, whole)
-    assert "score" in capsys.readouterr().out.splitlines()[-1]
-    assert not same_weights(parts, corridor_run(program, "other", *more, "--seed", 1))
-
-
-@every_program
-def test_an_evaluation_at_a_former_end_is_none_of_a_longer_run(program, corridor_run):
-    flags = ["--eval-interval", 10, "--steps"]
+def test_more_steps_continue_a_run_as_if_it_had_not_been_left(program, corridor_run, tmp_path):
+    """With other intervals of logs and checkpoints too: they change no number. An evaluation at a
+    former end, here 25, is none of the longer run. Fewer steps than there are is refused."""
+    flags, more = ["--eval-interval", 10, "--steps"], ["--checkpoint-interval", 7]
     parts = corridor_run(program, "parts", *flags, 25)
     assert steps_of(parts) == [10, 20, 25]
-    corridor_run(program, "parts", *flags, 40)
-    same_run(parts, corridor_run(program, "whole", *flags, 40))
-    assert steps_of(parts) == [10, 20, 30, 40]
-
-
-@every_program
-def test_fewer_steps_than_there_are_is_refused(program, corridor_run, tmp_path):
-    run = corridor_run(program, "runs")
-    args = command(None, tmp_path / "runs", "--steps", 10, program=program)
-    refused(program, args, run, "20", "--steps")
-    assert steps_of(run) == [20]
+    corridor_run(program, "parts", *flags, 40, *more)
+    whole = corridor_run(program, "whole", *flags, 40)
+    same_run(parts, whole)
+    assert steps_of(parts, "train") == steps_of(parts) == [10, 20, 30, 40]
+    corridor_run(program, "parts", *flags, 40)  # finished: nothing changes
+    same_run(parts, whole)
+    tensorboard_is_the_csv_files(whole)
+    args = command(None, tmp_path / "parts", *flags, 20, program=program)
+    refused(program, args, parts, "40", "--steps")
+    same_run(parts, whole)
+    assert not same_weights(parts, corridor_run(program, "other", *flags, 40, "--seed", 1))
 
 
 @every_program
@@ -140,12 +123,11 @@ def test_what_a_copier_adds_is_resumed(program, corridor_run, monkeypatch):
 
     monkeypatch.setattr(program, "make_networks", more_networks)
     monkeypatch.setattr(program, "sample_noise", more_noise)
-    update = lambda *parts: real_update(*parts[:5], more_loss)
-    real_update = program.update
-    monkeypatch.setattr(program, "update", update)
-    parts, whole = corridor_run(program, "parts"), corridor_run(program, "whole", "--steps", 40)
-    corridor_run(program, "parts", "--steps", 40)
-    same_run(parts, whole)
+    update = program.update
+    monkeypatch.setattr(program, "update", lambda *parts: update(*parts[:5], more_loss))
+    whole = corridor_run(program, "whole", "--steps", 40)
+    corridor_run(program, "parts")
+    same_run(corridor_run(program, "parts", "--steps", 40), whole)
     assert all(float(row["more"]) > 0 for row in read(whole / "train.csv"))
 
 
@@ -154,18 +136,13 @@ def test_a_metric_that_is_added_before_resuming(program, corridor_run, monkeypat
     """The files stay tables: a column more, empty in the rows before. Any scalar will do."""
     run = corridor_run(program, "runs")
     evaluate, update = program.evaluate, program.update
-    more = lambda *parts: {"first": np.float32(0.5)} | evaluate(*parts)
-    monkeypatch.setattr(program, "evaluate", more)
+    monkeypatch.setattr(program, "evaluate", lambda *x: {"first": np.float32(0.5)} | evaluate(*x))
     monkeypatch.setattr(program, "update", lambda *x: {"first": torch.tensor(0.5)} | update(*x))
     corridor_run(program, "runs", "--steps", 40)
     corridor_run(program, "runs", "--steps", 60)  # its checkpoint can be read
-    for name, old in (("eval", 1), ("train", 2)):
+    for name, column, old, new in (("eval", "score", 1, 2), ("train", "q", 2, 4)):
         rows = read(run / f"{name}.csv")
-        assert steps_of(run, name) == [step for step in range(10, 61, 10) if name == "train" or
-                                       step % 20 == 0]  # fmt: skip
-        assert {row["first"] for row in rows[:old]} == {""}
-        assert {row["first"] for row in rows[old:]} == {"0.5"}
-        column = "score" if name == "eval" else "q"
+        assert [row["first"] for row in rows] == [""] * old + ["0.5"] * new
         assert all(math.isfinite(float(row[column])) for row in rows)
 
 
@@ -194,27 +171,18 @@ def test_overwrite_starts_anew(corridor_run):
     (run / "notes.txt").write_text("old")
     corridor_run(drol, "runs", "--steps", 10, "--overwrite", "--lr", 0.1)
     assert not (run / "notes.txt").exists() and steps_of(run) == [10]
-    assert json.loads((run / "config.json").read_text())["lr"] == 0.1
 
 
-@pytest.mark.parametrize("content", [b"", b"damaged", "half", {"step": 3}])
-def test_a_checkpoint_that_is_none_is_told(corridor_run, tmp_path, content):
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_checkpoint_that_is_none_is_told(corridor_run, tmp_path, size):
     run = corridor_run(drol, "runs")
     path = run / "checkpoint.pt"
-    if isinstance(content, dict):
-        torch.save(content, path)
-    else:
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    path.write_bytes(path.read_bytes()[:size])
     args = command(None, tmp_path / "runs", "--steps", 40, program=drol)
     refused(drol, args, path, "--overwrite")
     drol.main([*args, "--overwrite"])
     assert steps_of(run, "train") == [10, 20, 30, 40]
-
-
-def test_a_run_dir_that_is_a_file_is_told(corridors, tmp_path):
-    (tmp_path / "file").write_text("")
-    refused(drol, command(None, tmp_path / "file", program=drol), "--run-dir")
+    refused(drol, command(None, path, program=drol), "--run-dir")  # a file
 
 
 # ----------------------------------------------------------------------- checkpoints and policies
@@ -243,23 +211,12 @@ def test_a_policy_is_loaded(program, corridor_run, tmp_path):
     assert not np.array_equal(policy(observation), policy(observation))  # a latent each time
     assert np.array_equal(program.load_policy(checkpoint, seed=1)(observation), action)
     assert not np.array_equal(program.load_policy(checkpoint, seed=2)(observation), action)
-    content = torch.load(checkpoint, weights_only=True)
-    content["networks"] = {k: x for k, x in content["networks"].items() if k.startswith("actor.")}
-    torch.save(content, tmp_path / "actor.pt")  # as results/ has one
-    assert np.array_equal(program.load_policy(tmp_path / "actor.pt", seed=1)(observation), action)
     other = fql if program is drol else drol
     with pytest.raises(ValueError, match=f"{program.ALGORITHM}.py"):
         other.load_policy(checkpoint)
-
-
-@pytest.mark.parametrize("program, path", [
-    (program, path)
-    for program in (drol, fql)
-    for path in sorted((ROOT / "results" / "reproduction").glob(f"*{program.ALGORITHM}*.pt"))
-])  # fmt: skip
-def test_a_policy_of_the_results_is_loaded(program, path):
-    dims = torch.load(path, weights_only=True)["dims"]
-    assert program.load_policy(path)(np.zeros((3, dims[0]))).shape == (3, dims[1])
+    for path in (ROOT / "results" / "reproduction").glob(f"*{program.ALGORITHM}*.pt"):
+        dims = torch.load(path, weights_only=True)["dims"]  # of the actor alone
+        assert program.load_policy(path)(np.zeros((3, dims[0]))).shape == (3, dims[1])
 
 
 def test_a_lock_is_of_all_users(corridor_run):
@@ -344,11 +301,9 @@ slow = lambda *case: pytest.param(*case, marks=pytest.mark.slow)
 @pytest.mark.parametrize("program, moment, number, send", [
     slow(drol, LOADING, signal.SIGINT, ALONE),
     slow(fql, STARTING, signal.SIGINT, GROUP),
-    slow(drol, STARTING, signal.SIGTERM, GROUP),
-    slow(fql, STARTING, signal.SIGTERM, ALONE),
+    slow(drol, STARTING, signal.SIGTERM, ALONE),
     slow(drol, TRAINING, signal.SIGTERM, ALONE),
     slow(fql, TRAINING, signal.SIGINT, GROUP),
-    slow(fql, EVALUATION, signal.SIGINT, GROUP),
     (drol, EVALUATION, signal.SIGTERM, GROUP),
     slow(drol, HANGING, signal.SIGINT, GROUP),
     slow(fql, HANGING, signal.SIGTERM, ALONE),
@@ -381,15 +336,13 @@ def test_stopped_or_killed_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment, cause", [
-    ((*TRAINING[:3], "raise KeyError('a fault')"), "KeyError: 'a fault'"),
-    ((*EVALUATION[:3], "raise ValueError('a fault')"), "ValueError: a fault"),
-    ((*EVALUATION[:3], "os._exit(9)"), "EOFError"),
+@pytest.mark.parametrize("action, cause", [
+    ("raise ValueError('a fault')", "ValueError: a fault"), ("os._exit(9)", "EOFError"),
 ])  # fmt: skip
-def test_whatever_is_raised_ends_the_environments(tmp_path, moment, cause):
+def test_whatever_is_raised_ends_the_environments(tmp_path, action, cause):
     """And keeps its traceback."""
     args = command(None, tmp_path / "runs", *FLAGS, program=drol)
-    code, _, err = Process(drol, args, str(tmp_path / "now"), moment).end()
+    code, _, err = Process(drol, args, str(tmp_path / "now"), (*EVALUATION[:3], action)).end()
     assert code == 1 and cause in err.splitlines()[-1], err
 
 
