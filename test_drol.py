@@ -588,15 +588,6 @@ def test_the_two_files_share_all_but_the_algorithm():
     assert 0 < diff.count("\n<") <= 100 and 0 < diff.count("\n>") <= 100
 
 
-@pytest.mark.parametrize("name, last", [("drol", 9), ("fql", 10)])
-def test_every_equation_is_listed_once_and_its_number_stands_in_the_code(name, last):
-    numbers = lambda text: re.findall(r"(?<!\w)\((\d+)\)", text)
-    expected = [str(n) for n in range(1, last + 1)]
-    assert numbers(PROGRAMS[name].__doc__) == expected
-    comment, code = sections(name)["algorithm"].split("\n", 1)
-    assert f"(1) to ({last})" in comment and set(numbers(code)) == set(expected)
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_files_stay_small(name):
     lines = TEXTS[name].splitlines(keepends=True)

@@ -39,20 +39,14 @@ SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
 AuthInfo=socket=$dir/munge/socket,cred_expire=10
-CredType=cred/munge
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool
 SlurmctldPidFile=$dir/slurmctld.own.pid
 SlurmdPidFile=$dir/slurmd.own.pid
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 MailProg=/bin/true
 KillWait=5
 MinJobAge=86400

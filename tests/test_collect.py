@@ -113,14 +113,6 @@ def test_where_a_scenes_cube_may_lie():
         assert collect.scene_is_healthy(qpos) == healthy
 
 
-@pytest.mark.slow
-def test_a_scene_that_lost_its_cube_is_drawn_again(monkeypatch):
-    answers = [True, False]
-    monkeypatch.setattr(collect, "scene_is_healthy", lambda qpos: len(qpos) == 3 and answers.pop())
-    episode, _ = episode_of("scene", 3)
-    assert not answers and len(episode["actions"]) == 3
-
-
 @pytest.mark.parametrize("env_id, dataset", [
     ("cube-triple", "cube-triple-play"), ("puzzle-4x5-play", "puzzle-4x5-play"),
     ("cube-triple-play-singletask-task1-v0", "cube-triple-play"),
@@ -160,13 +152,6 @@ def test_the_files_are_official_in_format_and_hold_the_episodes_in_order(data_di
             assert np.array_equal(value, part[key][:1001]), key
     assert np.flatnonzero(data["terminals"]).tolist() == [1000, 2001]
     assert str(data["source"]).startswith("collected locally: 2 episodes, seed 0, ogbench 1.2")
-
-
-@pytest.mark.slow
-def test_the_number_of_jobs_changes_no_byte(data_dir, tmp_path):
-    collect.main(["--env-id", MAZE, "--episodes", "2", "--jobs", "2", "--data-dir", str(tmp_path)])
-    for name in (FILE, VALIDATION):
-        assert (tmp_path / name).read_bytes() == (data_dir / name).read_bytes()
 
 
 @pytest.fixture

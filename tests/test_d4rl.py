@@ -109,23 +109,6 @@ def test_an_ant_starts_upright_and_ends_at_its_goal():
     assert env.get_normalized_score(1.0) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("hand", ["pen", "door", "hammer", "relocate"])
-def test_a_random_policy_scores_d4rls_random_reference(hand):
-    """0 within noise (pen's is large), which an episode without any reward does not score."""
-    env, rng, returns = drol.make_env(f"{hand}-human-v1"), np.random.default_rng(0), []
-    episodes, tolerance = (100, 3) if hand == "pen" else (20, 0.1)
-    assert abs(env.unwrapped.get_normalized_score(0.0)) * 100 > tolerance
-    for seed in range(episodes):
-        env.reset(seed=seed)
-        over = False
-        while not over:
-            _, _, *ends, info = env.step(rng.uniform(-1, 1, env.action_space.shape))
-            over = any(ends)
-        returns.append(info["score"])
-    assert abs(np.mean(returns)) < tolerance
-
-
 @pytest.mark.parametrize("name", ["antmaze-medium-play-v0", "antmaze-umaze-v1", ANTMAZE, ADROIT])
 @pytest.mark.filterwarnings("ignore:.*This environment is deprecated")
 def test_a_seed_determines_the_start_and_the_goal(name):
@@ -236,35 +219,32 @@ def test_a_file_that_cannot_be_learned_from(d4rl_dir, tmp_path):
 def test_the_data_is_downloaded_where_it_is_missing(d4rl_dir, tmp_path, monkeypatch):
     data, file, served = tmp_path / "a" / "data", "pen-human-v1.hdf5", []
     whole = (d4rl_dir / file).read_bytes()
-    for error in (urllib.error.URLError("no route"), http.client.IncompleteRead(b"half")):
 
-        def fail(url, path, error=error):
-            Path(path).write_bytes(whole[:99])
+    def serve(url, path, error=None):
+        served.append(url)
+        Path(path).write_bytes(whole[:99])
+        assert not (data / file).exists()  # before it is whole
+        if error:
             raise error
+        Path(path).write_bytes(whole)
 
+    for error in (urllib.error.URLError("no route"), http.client.IncompleteRead(b"half")):
+        fail = functools.partial(serve, error=error)
         monkeypatch.setattr("urllib.request.urlretrieve", fail)
         with pytest.raises(OSError, match="no route|cut off"):
             d4rl_compat.download_datasets([ADROIT], data)
         assert not list(data.iterdir())
-
-    def serve(url, path):
-        served.append(url)
-        Path(path).write_bytes(whole[:99])
-        assert not (data / file).exists()  # before it is whole
-        Path(path).write_bytes(whole)
-
     monkeypatch.setattr("urllib.request.urlretrieve", serve)
     monkeypatch.setenv("D4RL_DATASET_DIR", str(data))
     assert len(d4rl_compat.make_env_and_datasets(ADROIT)[1]["rewards"]) > 100
-    monkeypatch.setattr(Path, "mkdir", None)  # where it is there, nothing is made
-    monkeypatch.setattr("tempfile.mkdtemp", None)
+    monkeypatch.setattr("tempfile.mkdtemp", None)  # where it is there, nothing is made
     assert d4rl_compat.download(environment(ADROIT)) == data / file
     assert [path.name for path in data.iterdir()] == [file]
-    assert len(served) == 1 and served[0].endswith(f"/{file}")
+    assert len(served) == 3 and served[-1].endswith(f"/{file}")
 
 
 def test_the_folder_of_the_data(monkeypatch, tmp_path):
-    env = D4RLEnv(ADROIT)
+    env = environment(ADROIT)
     monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("urllib.request.urlretrieve", lambda url, path: path.write_bytes(b""))
@@ -272,10 +252,8 @@ def test_the_folder_of_the_data(monkeypatch, tmp_path):
     monkeypatch.setenv("D4RL_DATASET_DIR", "~/other")
     assert d4rl_compat.download(env) == tmp_path / "other" / env.dataset_file
     assert d4rl_compat.download(env, "~/given") == tmp_path / "given" / env.dataset_file
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match="no home folder for ~no-such-user"):
         d4rl_compat.download(env, "~no-such-user/data")
-    assert not list(tmp_path.glob("~*"))
 
 
 def test_without_d4rl_the_install_command_is_told(tmp_path, monkeypatch):

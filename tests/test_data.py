@@ -13,7 +13,6 @@ from tests import fake
 from tests.helpers import ANTMAZE, command, every_program, mounted, refused
 
 FILE = "pointmaze-medium-navigate-v0.npz"
-VALIDATION = "pointmaze-medium-navigate-v0-val.npz"
 ENV_NAME = "pointmaze-medium-navigate-singletask-task1-v0"
 
 
@@ -25,12 +24,12 @@ def load(folder, name=ENV_NAME):
 def changed(data_dir, tmp_path):
     """changed(change) is a folder with a copy of the data, whose arrays change(arrays) changed."""
 
-    def copy(change, file=FILE):
+    def copy(change):
         folder = tmp_path / "data"
         shutil.copytree(data_dir, folder)
-        arrays = dict(np.load(folder / file))
+        arrays = dict(np.load(folder / FILE))
         change(arrays)
-        np.savez(folder / file, **arrays)
+        np.savez(folder / FILE, **arrays)
         return folder
 
     return copy
@@ -55,12 +54,6 @@ def test_transitions_rewards_and_masks(data_dir, monkeypatch):
     success = np.linalg.norm(raw["qpos"][keep] - goal, axis=1) <= 1
     assert torch.equal(data["rewards"], torch.from_numpy(success - 1.0).float())
     assert torch.equal(data["masks"], torch.from_numpy(1.0 - success).float())
-
-
-def test_the_validation_file_is_not_trained_on(data_dir, changed):
-    other = changed(lambda arrays: arrays["actions"].fill(0.5), VALIDATION)
-    ours, theirs = load(data_dir), load(other)
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_a_read_only_folder_does_where_all_files_are_there(data_dir, tmp_path):
@@ -142,12 +135,3 @@ def test_a_missing_dataset_without_network(data_dir, tmp_path, monkeypatch, env_
     folder.mkdir()
     shutil.copy(data_dir / FILE, folder)
     refused(drol, args, env_id, "no route to host", "docs/data.md")
-
-
-@pytest.mark.parametrize("name, words", [
-    ("no_such_module:Task", ["no_such_module"]),
-    ("math:Task", ["make_env_and_datasets"]),
-    ("tests.fake:Nothing", ["Nothing"]),
-])  # fmt: skip
-def test_a_module_that_does_not_fit_is_refused(tmp_path, name, words):
-    refused(drol, command(None, tmp_path, "--env-id", name, program=drol), *words)

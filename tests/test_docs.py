@@ -1,6 +1,5 @@
 """README.md and docs/: links lead somewhere, code runs, commands are those of the programs."""
 
-import functools
 import importlib
 import re
 import shlex
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import tyro
 
 import drol
@@ -57,36 +55,13 @@ def test_commands_are_taken(page):
                 program.resolve(tyro.cli(program.Args, args=words[2:]))
 
 
-@functools.cache
-def readme_blocks(language):
-    return [
-        code for name, code in CODE.findall((ROOT / "README.md").read_text()) if name == language
-    ]
-
-
 def test_the_copied_section_runs_with_torch_alone(tmp_path):
-    (copy,) = [code for code in readme_blocks("") if "routing.py" in code]
+    blocks = [code for _, code in CODE.findall((ROOT / "README.md").read_text())]
+    (copy,) = [code for code in blocks if "> routing.py" in code]
     subprocess.run(copy, shell=True, check=True, cwd=ROOT, executable="/bin/bash")
     (ROOT / "routing.py").rename(tmp_path / "routing.py")
-    (example,) = [code for code in readme_blocks("python") if "from routing import" in code]
+    (example,) = [code for code in blocks if "from routing import" in code]
     (tmp_path / "example.py").write_text(example)
-    found = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True
-    )
+    words = [sys.executable, "example.py"]
+    found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert "'bc_loss'" in found.stdout, found.stderr
-
-
-def test_the_method_in_short_is_the_actor_loss():
-    """README's seven lines give actor_loss's value."""
-    (short,) = [code for code in readme_blocks("python") if code.startswith("candidates =")]
-    B, K, S, A = 8, 4, 3, 2
-    actor = drol.MLP(S + A, (16,), A, None)
-    critic = drol.Critic(S + A, (16,), None)
-    s, a = torch.rand(B, S), torch.rand(B, A) * 2 - 1
-    z = drol.sample_latents(B, K, A, generator=torch.Generator())
-    names = {"critic_with_constant_parameters": critic, "actor": actor, "a": a, "B": B, "z": z}
-    names |= {"bc_coef": 3.0, "torch": torch}
-    short = short.replace("actor(s, z)", "actor(repeated, z)", 1)
-    exec(short, names | {"s": s, "repeated": s[:, None].expand(-1, K, -1)}, found := {})
-    loss, _ = drol.actor_loss(actor, critic, {"observations": s, "actions": a}, z, 3.0)
-    assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-6)

@@ -5,14 +5,14 @@ import functools
 import numpy as np
 import ogbench
 import pytest
-import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import drol
 from tests.fake import NAME, Corridor, outcome
-from tests.helpers import ADROIT, ANTMAZE, every_program, saved, steps_of
+from tests.helpers import ADROIT, ANTMAZE, steps_of
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task4-v0"
+HUMANOID = "humanoidmaze-medium-navigate-singletask-task1-v0"
 
 
 def vector(count, kind=SyncVectorEnv, name=NAME):
@@ -82,11 +82,8 @@ def test_the_score_is_what_the_environment_says(corridors, monkeypatch, scores):
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("cube-single-play-singletask-task2-v0", 40.0),
-    ("tests.fake:Corridor", 40.0),
-    ("tests.fake:pen-human-v1", 40.0),  # whatever it is called
-    ("pen-human-v1", 60.0),
-    ("antmaze-large-play-v2", 60.0),
+    ("cube-single-play-singletask-task2-v0", 40), ("antmaze-large-play-v2", 60),
+    ("tests.fake:pen-human-v1", 40), ("pen-human-v1", 60),  # one's own, whatever it is called
 ])  # fmt: skip
 def test_the_final_score_is_the_papers(name, expected):
     """D4RL: the last evaluation; else the mean of the last three."""
@@ -112,33 +109,10 @@ def test_every_evaluation_plays_other_episodes(corridors, corridor_run):
     assert seeds_of(corridors) == ours
 
 
-@every_program
-def test_the_actor_that_is_evaluated_is_the_runs(program, corridors, corridor_run, monkeypatch):
-    """In the actions, not only in the number."""
-    latents, sample = [], program.sample_latents
-
-    def note(*shape, generator):
-        z = sample(*shape, generator=generator)
-        if shape == (2, 2):  # of two environments
-            latents.append(z)
-        return z
-
-    monkeypatch.setattr(program, "sample_latents", note)
-    networks = saved(corridor_run(program, "run"))["networks"]
-    played = [env for env in corridors if env.seeds not in ([], [0])]
-    observations = torch.tensor([[env.seeds[0] % 1000 / 1000, 0.0] for env in played])
-    actor = program.make_networks(2, 2, (16, 16), torch.Generator())["actor"]
-    actor.load_state_dict({name: networks[f"actor.{name}"] for name in actor.state_dict()})
-    with torch.no_grad():
-        actions = actor(observations, latents[0]).clamp(-1, 1)
-    first = np.array([env.played[0][1][0] for env in played])
-    assert np.allclose(first, actions, atol=1e-6)
-
-
 # ------------------------------------------------------------------------------ real environments
 
 
-@pytest.mark.parametrize("name", [POINTMAZE, ANTMAZE, ADROIT])
+@pytest.mark.parametrize("name", [POINTMAZE, HUMANOID, ANTMAZE, ADROIT])
 def test_an_episode_depends_on_its_seed_alone(name):
     """OGBench's mazes draw from NumPy's global generator and from the action space, D4RL's from
     NumPy's."""

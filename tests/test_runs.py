@@ -166,22 +166,16 @@ def test_the_data_of_a_run_may_move_and_not_change(program, corridor_run, tmp_pa
         refused(program, args, run, "transitions", "--overwrite")
 
 
-def test_overwrite_starts_anew(corridor_run):
-    run = corridor_run(drol, "runs")
-    (run / "notes.txt").write_text("old")
-    corridor_run(drol, "runs", "--steps", 10, "--overwrite", "--lr", 0.1)
-    assert not (run / "notes.txt").exists() and steps_of(run) == [10]
-
-
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_checkpoint_that_is_none_is_told(corridor_run, tmp_path, size):
     run = corridor_run(drol, "runs")
     path = run / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:size])
-    args = command(None, tmp_path / "runs", "--steps", 40, program=drol)
+    (run / "notes.txt").touch()
+    args = command(None, tmp_path / "runs", "--steps", 40, "--lr", 0.1, program=drol)
     refused(drol, args, path, "--overwrite")
-    drol.main([*args, "--overwrite"])
-    assert steps_of(run, "train") == [10, 20, 30, 40]
+    drol.main([*args, "--overwrite"])  # starts anew
+    assert steps_of(run, "train") == [10, 20, 30, 40] and not (run / "notes.txt").exists()
     refused(drol, command(None, path, program=drol), "--run-dir")  # a file
 
 

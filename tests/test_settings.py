@@ -10,7 +10,6 @@ import torch
 
 import drol
 import fql
-from tests import fake
 from tests.helpers import ROOT, command, every_program, read, refused, saved
 
 SHORT = (
@@ -86,7 +85,6 @@ WITHOUT_ROW = [  # as typed, the environment's name
     ("scene-noisy-singletask-v0", "scene-noisy-singletask-v0"),
     ("antmaze-umaze-v0", "antmaze-umaze-v0"),
     ("pen-human-v0", "pen-human-v0"),
-    (fake.NAME, fake.NAME),
     ("my.tasks:pen-human-v1", "my.tasks:pen-human-v1"),
     ("my.tasks:cube-double", "my.tasks:cube-double"),
 ]

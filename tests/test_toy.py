@@ -5,24 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import torch
 
 import drol
 from results.toy import toy
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def test_measure():
-    """By hand: eight actions in the largest mode, one at the edge of the smallest, one outside."""
-    largest, smallest = toy.CENTRES[0], toy.CENTRES[4]
-    edge = smallest + torch.tensor([0.0, 0.99 * toy.RADIUS])
-    actions = torch.stack([*[largest] * 8, edge, torch.zeros(2)])
-    q = sum(1 + 0.3 * x + 0.4 * (x * x + y * y) for x, y in actions.tolist()) / 10
-    expected = {"mean_q": q, "in_discs": 0.9, "modes_found": 2}
-    assert toy.measure(actions) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -35,13 +23,6 @@ def test_what_candidates_are_for():
     assert one["modes_found"] == one["in_discs"] == 0 and one["mean_q"] < in_data["mean_q"]
     assert many["modes_found"] == 5 and many["in_discs"] > 0.4
     assert many["mean_q"] > in_data["mean_q"] + 0.01
-
-
-def test_files(tmp_path):
-    toy.main(tmp_path, updates=5, seeds=1)
-    table = pd.read_csv(tmp_path / "toy.csv")
-    assert table.groupby("method").size().to_dict() == {"data": 1} | dict.fromkeys(toy.METHODS, 2)
-    assert all((tmp_path / f"{name}.png").stat().st_size for name in ("toy", "routing"))
 
 
 @pytest.mark.slow
