@@ -122,11 +122,7 @@ def test_a_seed_determines_the_start_and_the_goal(name):
     assert starts[0] == starts[2] != starts[1]
 
 
-@pytest.mark.filterwarnings("ignore:.*This environment is deprecated")
 def test_names():
-    for name in ("antmaze-umaze-v1", "antmaze-large-diverse-v2", "door-human-v0", "pen-cloned-v1"):
-        env = D4RLEnv(name)
-        assert env.dataset_file.endswith(".hdf5") and env.get_normalized_score(1.0) <= 1
     for name in ("antmaze-tiny-v2", "door-v0", "pen-human-v2", "halfcheetah-medium-v2", ""):
         with pytest.raises(ValueError, match=f"{name} is no AntMaze or Adroit task"):
             d4rl_compat.make_env_and_datasets(name, env_only=True)
