@@ -1,5 +1,4 @@
-"""Fixtures that several test files share. What takes long is made once per test session, however
-many processes share the tests, and is read or copied by each test."""
+"""Fixtures that several test files share. What takes long is made once per test session."""
 
 import os
 import shutil

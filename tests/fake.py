@@ -1,7 +1,4 @@
-"""A fake environment whose outcome is known: a task of one's own, by the name tests.fake:Corridor.
-
-It needs no simulator. In a test with the fixture `corridors` it steps in the test's own process and
-notes what happens to it."""
+"""An environment whose outcome is known. The fixture `corridors` has it step in this process."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -313,6 +313,13 @@ def test_door_data_is_d4rls_in_format_and_of_the_policy(here, tmp_path, capsys):
     assert abs(noise.mean()) < 0.01
 
 
+def test_a_policys_report_by_hand():
+    collect_d4rl = pytest.importorskip("tools.collect_d4rl")
+    episodes = [{"rewards": np.array([x])} for x in (-56.512833, 2880.5693087298737)]  # 0 and 100
+    text = "score 50.00 +- 50.00, median 50.00"  # the mean's standard error
+    assert collect_d4rl.summary("door-expert-v1", episodes) == text
+
+
 @pytest.mark.parametrize("drops_at, terminal", [(2, True), (3, False), (9, False)])
 def test_a_fall_at_the_time_limit_is_a_timeout_alone(monkeypatch, drops_at, terminal):
     """In D4RL's recipe a step at the limit, here the third, is never terminal."""

@@ -262,7 +262,7 @@ def test_without_d4rl_the_install_command_is_told(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [ADROIT, pytest.param(ANTMAZE, marks=pytest.mark.slow)])
 def test_a_run_leaves_and_says_nothing_of_d4rls(d4rl_dir, tmp_path, name):
-    args = command(d4rl_dir, tmp_path / "runs", env_id=name)
+    args = command(d4rl_dir, tmp_path / "runs", "--eval-episodes", 4, env_id=name)
     folders = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path / "home"), "COLUMNS": "100"}
     options = {"capture_output": True, "text": True, "env": os.environ | folders}
     result = subprocess.run([sys.executable, drol.__file__, *args], **options)

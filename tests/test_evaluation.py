@@ -43,7 +43,7 @@ def seeds_of(corridors):
 def test_the_means_are_over_rounds_of_episodes(corridors):
     """Two rounds of three: each episode has its own seed, and what an environment plays on, while
     another still plays, does not count: neither the step that resets it nor the next episode."""
-    key = (56, 1000)
+    key = (11, 1000)
     result = drol.evaluate(policy, vector(3), 6, key)
     seeds = [[drol.make_seed(*key, i, number) for number in (0, 1)] for i in range(3)]
     success, total, length = np.array([expected(seed) for pair in seeds for seed in pair]).T

@@ -158,14 +158,16 @@ def test_settings_that_differ_are_named(tmp_path):
     given = {"lr": 1e-3, "hidden_dims": [128, 128], "bc_coef": 30.0, "exp_name": "mine"}
     made_up_run(tmp_path, SCENE, [1], **given, snapshot_interval=500)
     made_up_run(tmp_path, SCENE, [1], None, alpha=7, my_weight=0.5)
+    made_up_run(tmp_path, SCENE, [1], 64, bc_coef=30.0)  # K* with another weight
     table = make(tmp_path, tmp_path / "out")
-    drol_row, fql_row, _ = (table[table.method == x] for x in ("DROL(16)", "FQL", "DROL*"))
+    drol_row, fql_row, star = (table[table.method == x] for x in ("DROL(16)", "FQL", "DROL*"))
     words = {"lr 0.001", "hidden_dims 128 128", "bc_coef 30", "exp_name mine", "steps 100"}
     assert set(drol_row.condition.item().split("; ")) == words
     assert set(fql_row.condition.item().split("; ")) == {"alpha 7", "my_weight 0.5", "steps 100"}
     assert math.isnan(drol_row.published.item()) and math.isnan(fql_row.published.item())
+    assert star.condition.item() == "not run"
     runs = pd.read_csv(tmp_path / "out" / "runs.csv")
-    assert list(runs.lr) == [0.001, 0.0003] and list(runs.score) == [1, 1]
+    assert list(runs.lr) == [0.001, 0.0003, 0.0003] and list(runs.score) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("copy", ["drol-k16/seed0.bak", "drol-k16-old/seed0"])

@@ -191,8 +191,7 @@ def test_each_use_of_chance_has_a_generator_of_its_own(program, monkeypatch, cor
 # -------------------- on a GPU, without one
 
 
-# Operations that launch work, per update with the published four hidden layers and K = 16. A change
-# that needs more should be worth it.
+# Operations that launch work, per update with the published four hidden layers and K = 16.
 CEILING = {"drol": 313, "fql": 470}  # as measured
 
 
