@@ -70,7 +70,10 @@ while shift && [ $# -gt 0 ] && [[ $1 != -- || $suite = run ]]; do
         --list) list=yes ;;
         --envs | --seeds | --jobs | --slurm) declare "${1#--}=$2" && shift ;;  # the variable
         --gpus) gpus=${2//,/ } && shift ;;
-        --run-dir) run_dir=${2/#\~\//~/} && shift ;;  # ~/ is the home folder
+        --run-dir) run_dir=${2%%/*} rest=${2#"${2%%/*}"} && shift
+            [[ ! $run_dir =~ ^~[[:alnum:]._-]*$ ]] || eval "run_dir=$run_dir"  # a home folder
+            run_dir+=$rest
+            [[ $run_dir && $run_dir != \~* ]] || fail "there is no --run-dir '$run_dir'" ;;
         *) fail "$1 is no option of $suite; flags for the runs follow after -- of a suite" ;;
     esac
 done
@@ -90,9 +93,10 @@ commands=$(for ((seed = 0; seed < seeds; seed++)); do $suite; done |
     sed 's/:\([1-5]\) --seed/ --task \1 --seed/' | awk 'NF && !seen[$0]++')
 [ -n "$commands" ] || fail "no commands: drol and fql need --envs, and run needs a pipe"
 [ $list = no ] || { echo "$commands"; exit; }
-mkdir -p "$run_dir/logs" && touch "$run_dir/done.txt"
-left() { grep -vxFf "$run_dir/done.txt" <<<"$commands" || true; }
-[ -n "$(left)" ] || { echo "nothing is left to do, says $run_dir/done.txt"; exit; }
+made=$({ mkdir -p "$run_dir/logs" && touch "$run_dir/done.txt"; } 2>&1) || fail "--run-dir: $made"
+left() { grep -vxFf "$run_dir/done.txt" <<<"$commands" || [ $? = 1 ]; }  # 2: not readable
+rest=$(left)
+[ -n "$rest" ] || { echo "nothing is left to do, says $run_dir/done.txt"; exit; }
 left | python -m tools.fetch
 if [ "$slurm" != none ]; then  # an array has at most 1,000 tasks: each makes every 1,000th run
     list=$(mktemp "$run_dir/logs/slurm-XXXXXX.list")
@@ -107,4 +111,5 @@ parallel --minversion 1 >/dev/null || engine="xargs -d \n -n 1" jobs=1  # one af
 left | $engine bash run_all.sh one "--run-dir=$run_dir" "--gpus=$gpus" --
 [ -v SLURM_ARRAY_TASK_ID ] ||
     python -m tools.figures --run-dir "$run_dir" --out "$run_dir/figures" || true
-[ -z "$(left)" ] || fail "what failed stands above; the same command tries it again"
+rest=$(left)
+[ -z "$rest" ] || fail "what failed stands above; the same command tries it again"

@@ -247,3 +247,5 @@ def test_only_its_own_files_are_written(runs_dir, tmp_path, monkeypatch):
     ours = "results.md results.csv runs.csv learning_curves.png ksweep.png scaling.png"
     names = {path.name for path in (tmp_path / "paper").iterdir()}
     assert names == {*ours.split(), *(path.name for path in theirs)}
+    with pytest.raises(SystemExit, match="^error: ~nobody-here"):
+        figures.main(["--out=~nobody-here/x"])

@@ -81,6 +81,7 @@ def test_an_environment_that_draws_nothing(checkpoint, monkeypatch, tmp_path):
 def test_mistakes_are_refused(checkpoint, monkeypatch, tmp_path):
     refused(rollout, [tmp_path / "none.pt"], "none.pt")
     refused(rollout, [checkpoint, "--video", "film.avi"], ".gif")
+    refused(rollout, [checkpoint, "--video", "~nobody-here/a.gif"], "--video")
     (tmp_path / "half.pt").write_bytes(checkpoint.read_bytes()[:1000])
     refused(rollout, [tmp_path / "half.pt"], "half.pt")
     torch.save({"algorithm": "sac"}, tmp_path / "other.pt")

@@ -104,6 +104,7 @@ def test_run_all_is_found_and_read_however_it_is_called(tmp_path):
 
 def test_a_mistake_is_one_sentence(program):
     mistakes = "drol; run; ogbench --seeds 0; ogbench --jobs none; ogbench cube-single; d4rl --gpus"
+    mistakes += "; scaling --run-dir ~nobody-here/x; scaling --run-dir /dev/null/x"
     for mistake in (mistakes + "; ogbench --seed 3; run -- --compile").split(";"):
         args = mistake.split()
         result = run_all(*args, env=program.environment, input="")
@@ -123,6 +124,8 @@ def test_the_datasets_of_a_list_are_downloaded_once_and_kept(tmp_path, monkeypat
     commands += listed("drol", "--envs", fake.NAME, *flags, "--bc-coef", 1)  # has its own data
     with pytest.raises(SystemExit, match="^error: .*my data"):
         fetch.main(commands)  # a folder that was given is not made
+    with pytest.raises(SystemExit, match="^error: no command .* hello"):
+        fetch.main(["hello"])
     server.mkdir()
     mine.mkdir()
     names = ["scene-play-v0.npz", "scene-play-v0-val.npz"]

@@ -73,7 +73,8 @@ def measure(program, settings, compiled, args):
 
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.partition("\n\n")[0])
-    out, what = args.out.expanduser(), f"--out {args.out} cannot be written"
+    what = f"--out {args.out} cannot be written"
+    out = drol.attempt(what, args.out.expanduser)
     drol.attempt(what, out.parent.mkdir, parents=True, exist_ok=True)
     drol.attempt(what, lambda: out.open("a").close())  # now rather than after the first row
     conditions = {

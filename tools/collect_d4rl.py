@@ -82,7 +82,8 @@ def load_policy(args):
     env = D4RLEnv(args.env_id)
     observations, actions = env.observation_space.shape, env.action_space.shape
     try:
-        arrays = (np.load if zipfile.is_zipfile(args.policy) else read_pickle)(args.policy)
+        path = args.policy.expanduser()
+        arrays = (np.load if zipfile.is_zipfile(path) else read_pickle)(path)
         policy = {name: np.asarray(arrays[name], dtype=np.float32) for name in WEIGHTS}
         shape = mean_action(policy, np.zeros(observations)).shape
         finite = all(np.isfinite(array).all() for array in policy.values())

@@ -23,8 +23,11 @@ def main(commands):
     os.environ["MUJOCO_GL"] = "disabled"  # nothing is drawn
     wanted = {}
     for line in dict.fromkeys(re.sub(r"--seed[ =]\d+", "", line) for line in commands):
-        _, name, *flags = shlex.split(line)
-        program = import_module(Path(name).stem)
+        try:
+            _, name, *flags = shlex.split(line)
+            program = import_module(Path(name).stem)
+        except (ValueError, ImportError) as error:
+            sys.exit(f"error: no command of drol.py or fql.py: {line.strip()} ({error})")
         args, env_name, _ = program.resolve(tyro.cli(program.Args, args=flags, prog=name))
         if args.data_dir and not os.path.isdir(os.path.expanduser(args.data_dir)):
             sys.exit(f"error: there is no --data-dir {args.data_dir}")

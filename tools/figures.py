@@ -279,7 +279,7 @@ def scaling(runs):
 
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
-    run_dir, out = args.run_dir.expanduser(), args.out.expanduser()
+    run_dir, out = (drol.attempt(f"{x}", x.expanduser) for x in (args.run_dir, args.out))
     sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show
     runs, curves = load_runs(run_dir)
     figures = [(learning_curves, curves), (ksweep, sweeps(runs)), (scaling, sweeps(runs))]

@@ -74,7 +74,8 @@ def write_video(path, frames):
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__.split("\n\n")[0])
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # no Box warnings
-    args.video = args.video and args.video.expanduser()
+    args.checkpoint = Path(os.path.expanduser(args.checkpoint))
+    args.video = args.video and drol.attempt("--video", args.video.expanduser)
     recorded = min(args.video_episodes, args.episodes) if args.video else 0
     if recorded and args.video.suffix not in (".gif", ".mp4"):
         sys.exit(f"error: --video {args.video}: give a name that ends in .gif or .mp4")
