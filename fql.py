@@ -30,6 +30,7 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 import zlib
 from functools import partial
 from importlib import import_module
@@ -122,15 +123,14 @@ def resolve(args):
         task = f"-task{number}" if number else ""
         known = env_name = f"{family}{dataset or usual}-singletask{task}-v0"
     if not known or args.task and f"-task{args.task}-" not in env_name:
-        names = ", ".join(PUBLISHED)
-        sys.exit(f"error: --env-id {row} is unknown, or not with --task; try {names}")
+        sys.exit(f"error: unknown --env-id or --task, {args.env_id}; try {', '.join(PUBLISHED)}")
     if args.eval_episodes % args.eval_envs:
         sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
     rows = [PUBLISHED[name] for name in PUBLISHED if re.fullmatch(name, row)]
     _, discount, q_agg, alpha = rows[0] if rows else (None, 0.99, "mean", args.alpha)
     if alpha is None:
         near = max(PUBLISHED, key=lambda name: len(os.path.commonprefix([name, row])))
-        sys.exit(f"error: give --alpha for {row}; {near} has {PUBLISHED[near][-1]:g}")
+        sys.exit(f"error: give --alpha; (discount, q_agg, it): {near} has {PUBLISHED[near][1:]}")
     steps = 500_000 if re.fullmatch(D4RL, env_name) else 1_000_000
     usual = {"discount": discount, "q_agg": q_agg, "alpha": alpha, "steps": steps}
     args = dataclasses.replace(args, env_id=env_name, task=None)
@@ -194,7 +194,7 @@ def sample_latents(*shape, generator):
 
 
 def sample_noise(args, action_dim, generator):
-    """Noise of one update: next_z, x_0, z (B, A), t (B, 1). Other noise is not resumed."""
+    """Noise of one update: next_z, x_0, z (B, A), t (B, 1). Other noise is not seeded."""
     next_z = sample_latents(args.batch_size, action_dim, generator=generator)
     x_0 = sample_latents(args.batch_size, action_dim, generator=generator)
     t = torch.rand(args.batch_size, 1, generator=generator, device=generator.device)
@@ -215,9 +215,9 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
     """L_critic, which trains the critic alone, and its metrics. next_z: (B, A)."""
     s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
     with torch.no_grad():  # (2)
-        next_a = actor(next_s, next_z).clamp(-1, 1)  # the actor itself, as released
+        next_a = actor(next_s, next_z).clamp(-1, 1)  # no target actor, as released
         next_q = target_critic(next_s, next_a)  # (2, B)
-        next_q = {"mean": next_q.mean(0), "min": next_q.amin(0)}[q_agg]  # (B,)
+        next_q = {"mean": next_q.mean(-2), "min": next_q.amin(-2)}[q_agg]  # (B,)
         y = batch["rewards"] + discount * batch["masks"] * next_q
     q = critic(s, a)  # (2, B)
     loss = (q - y).square().mean()  # (3)
@@ -241,7 +241,7 @@ def actor_loss(actor, flow, critic, batch, z, flow_steps, alpha, normalize_q):
     # Guidance: the critic's parameters enter as constants.
     constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     clipped = action.clamp(-1, 1)
-    q = torch.func.functional_call(critic, constants, (s, clipped)).mean(0)  # (B,)
+    q = torch.func.functional_call(critic, constants, (s, clipped)).mean(-2)  # (B,)
     q_loss = -q.mean() / (q.detach().abs().mean() if normalize_q else 1)  # (8)
     loss = alpha * distill_loss + q_loss
     return loss, {
@@ -295,7 +295,8 @@ def attempt(what, function, *args, **options):
     try:
         return function(*args, **options)
     except Exception as error:
-        sys.exit(f"error: {what}: {error!r:.300}")
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        sys.exit(f"error: {what}: {error!r:.300} at {place.filename}:{place.lineno}")
 
 
 def make(env_name, **options):
@@ -313,7 +314,7 @@ def load_data(env_name, data_dir):
         options["dataset_dir"] = os.path.expanduser(data_dir)
         if not os.path.isdir(options["dataset_dir"]):
             sys.exit(f"error: there is no --data-dir {data_dir}")
-    _, data, _ = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)
+    data = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)[1]
     data = dict.fromkeys(ARRAYS, np.nan) | data  # what is missing
     checked = data if "add_info" in options else ARRAYS
     bad = [key for key in checked if not np.isfinite(data[key]).all()]
@@ -342,7 +343,7 @@ def sample_batch(data, batch_size, generator):
 
 # -------------------- evaluation
 def make_seed(*key):
-    """A seed for a key of integers. Zeros at its end make no other key."""
+    """A seed for a key of integers. (0,) and (0, 0) are one key."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
@@ -427,17 +428,17 @@ class Run:
     def __init__(self, args, env_name, folder, data):
         self.args, self.folder, device = args, folder, args.device
         self.dims = data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims
-        generator = make_generator("cpu", args.seed, 0)
-        self.networks = make_networks(*self.dims, generator).to(device)
-        # Adam works per element: one step on a sum of losses is one on each
+        self.networks = make_networks(*self.dims, make_generator("cpu", args.seed, 0)).to(device)
+        # Adam works per element: one step on a sum of losses is one on each (not so a norm clip)
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
         self.batch_generator = make_generator(device, args.seed, 1)
         self.noise_generator = make_generator(device, args.seed, 2)
         self.step, self.rows = 0, {"train": [], "eval": []}
-        n = len(data["rewards"])
-        some = torch.cat([x[:: n // 100 + 1].flatten() for x in data.values()])
-        data = f"{n:,} transitions, checksum {zlib.crc32(some.cpu().numpy()):08x}"
-        self.config = {"algorithm": ALGORITHM, "env_name": env_name, "dataset": data} | vars(args)
+        checksum = 0
+        for array in data.values():
+            checksum = zlib.crc32(array.cpu().numpy(), checksum)
+        text = f"{len(data['rewards']):,} transitions, checksum {checksum:08x}"
+        self.config = {"algorithm": ALGORITHM, "env_name": env_name, "dataset": text} | vars(args)
         if (folder / "checkpoint.pt").exists():
             attempt(f"{folder}/checkpoint.pt is unusable, see --overwrite", self.load)
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
@@ -475,9 +476,8 @@ class Run:
         if saved["step"] > args.steps:
             sys.exit(f"error: {path} has {saved['step']} updates, --steps are fewer")
         self.step, self.rows = saved["step"], saved["rows"]
-        if self.step < args.steps:  # the evaluation at a former end goes
-            rows, interval = self.rows["eval"], args.eval_interval
-            self.rows["eval"] = [row for row in rows if row["step"] % interval == 0]
+        if self.step < args.steps:  # the evaluation at a former end is dropped
+            self.rows["eval"] = [x for x in self.rows["eval"] if not x["step"] % args.eval_interval]
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])  # with its learning rate
         self.batch_generator.set_state(saved["batch_generator"])
@@ -511,7 +511,7 @@ def train(run, data, envs):
     steps = range(run.step + 1, args.steps + 1)
     for step in tqdm(steps, initial=run.step, total=args.steps, disable=None):
         batch = sample_batch(data, args.batch_size, run.batch_generator)
-        noise = sample_noise(args, action_dim, run.noise_generator)  # compiled code has its own
+        noise = sample_noise(args, action_dim, run.noise_generator)  # compiled code has its own RNG
         metrics = update(run.networks, run.optimizer, batch, noise, args, loss_fn)
         run.step = step
         log = step % args.log_interval == 0
