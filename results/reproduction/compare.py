@@ -152,7 +152,11 @@ def measure(ours, networks, settings, data, envs, args):
     actions = raw.clamp(-1, 1)
     squares = (actions - a[:, None]).square().mean(-1)  # (N, LATENTS)
     q = networks["critic"](s, a)  # (2, N)
+    next_z = ours.sample_latents(STATES, a.shape[1], generator=generator)
+    three = (networks[name] for name in ("actor", "critic", "target_critic"))
+    td_loss, _ = ours.critic_loss(*three, batch, next_z, settings.discount, settings.q_agg)
     row = {
+        "td_loss": td_loss,
         "q_data": q.mean(),
         "q_gain": networks["critic"](s, actions[:, 0]).mean() - q.mean(),
         "critic_gap": (q[0] - q[1]).abs().mean(),
@@ -170,7 +174,8 @@ def measure(ours, networks, settings, data, envs, args):
 
 
 COLUMNS = ["algorithm", "code", "seed", "updates", "score", "return", "return_std", "q_data"]
-COLUMNS += ["q_gain", "critic_gap", "mse", "nearest", "spread", "distill", "train_s", "measure_s"]
+COLUMNS += ["q_gain", "td_loss", "critic_gap", "mse", "nearest", "spread", "distill"]
+COLUMNS += ["train_s", "measure_s"]
 
 
 def main(args):

@@ -1,7 +1,7 @@
 """Prints the page's tables and draws its pictures: python -m results.reproduction.plot
 
 curves.png      from scores.csv: scores over updates at full size
-compare.png     from compare.csv: final networks of both codes, a point per seed
+compare_*.png   from compare.csv: final networks of both codes, a point per seed
 """
 
 from pathlib import Path
@@ -25,6 +25,7 @@ PANELS = {
 STATISTICS = {
     "score": "score",
     "q_data": "mean Q of the data",
+    "td_loss": "TD loss",
     "critic_gap": "mean |Q1 - Q2|",
     "mse": "squared distance to the data",
     "spread": "variance over latents",
@@ -114,10 +115,12 @@ def draw_compare(runs):
             axis.plot(spots, seeds, "o", color="tab:grey" if x == 0 else "tab:orange", alpha=0.7)
             half = stats.t.ppf(0.975, len(seeds) - 1) * seeds.sem()
             axis.errorbar(x, seeds.mean(), half, fmt="_", color="black", capsize=6, markersize=14)
-        pairs = values.get(["released", "replay"], pd.DataFrame()).dropna()
-        for pair in pairs.to_numpy():
-            axis.plot([2, 3], pair, "o--", color="tab:green", alpha=0.7)
-        axis.set_xticks([0, 1, 2.5], ["released", "here", "same\nnumbers"], fontsize=8)
+        ticks = {0: "released", 1: "here"}
+        if "replay" in values:
+            ticks[2.5] = "same\nnumbers"
+            for pair in values[["released", "replay"]].dropna().to_numpy():
+                axis.plot([2, 3], pair, "o--", color="tab:green", alpha=0.7)
+        axis.set_xticks(list(ticks), ticks.values(), fontsize=8)
         axis.set_title(STATISTICS[name], loc="left", fontsize=9)
         axis.tick_params(axis="y", labelsize=8)
     return figure
