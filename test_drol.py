@@ -280,6 +280,9 @@ def test_td_target(program, q_agg, y):
     assert loss.item() == pytest.approx(((1 - y) ** 2 + y**2) / 2)
     assert metrics["critic_loss"] is loss
     assert metrics["q_data"].item() == pytest.approx(0.5)
+    for wrong in (lambda s, a: s[:, 0], lambda s, a: torch.stack([s, a])):  # (B,) and (2, B, 1)
+        with pytest.raises((IndexError, RuntimeError)):
+            program.critic_loss(actor, wrong, wrong, batch, next_z, 0.9, q_agg)
 
 
 def values(metrics):

@@ -155,9 +155,10 @@ def test_the_data_of_a_run_may_move_and_not_change(program, corridor_run, tmp_pa
     run = corridor_run(program, "runs", "--data-dir", folders[0])
     corridor_run(program, "runs", "--data-dir", folders[1], "--steps", 40)
     assert saved(run)["step"] == 40
+    rewards = fake.made_up_data()["rewards"]
     for other in (
         fake.made_up_data(101),
-        fake.made_up_data() | {"rewards": np.zeros(100)},
+        fake.made_up_data() | {"rewards": np.r_[rewards[0], 9, rewards[2:]]},
         {key: x[::-1] for key, x in fake.made_up_data().items()},
     ):
         np.savez(folders[1] / "arrays.npz", **other)
