@@ -78,7 +78,7 @@ class Args:
     log_interval: PositiveInt = 5_000  # updates between rows of train.csv
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
     data_dir: str | None = None  # the dataset's folder; unset: the benchmark's
-    run_dir: str = "runs"  # folder of all runs
+    run_dir: Annotated[str, Field(min_length=1)] = "runs"  # folder of all runs
     exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # begins a run's folder
     overwrite: bool = False  # delete the run's folder first
 
@@ -133,12 +133,11 @@ def resolve(args):
         sys.exit(f"error: give --alpha; (discount, q_agg, it): {near} has {PUBLISHED[near][1:]}")
     steps = 500_000 if re.fullmatch(D4RL, env_name) else 1_000_000
     usual = {"discount": discount, "q_agg": q_agg, "alpha": alpha, "steps": steps}
-    args = dataclasses.replace(args, env_id=env_name, task=None)
-    for name in usual:
-        if getattr(args, name) is None:
-            setattr(args, name, usual[name])
+    unset = {name: value for name, value in usual.items() if getattr(args, name) is None}
+    args = dataclasses.replace(args, env_id=env_name, task=None, **unset)
     run = f"{args.exp_name}-alpha{args.alpha:g}/seed{args.seed}"
-    return args, env_name, Path(args.run_dir).expanduser() / env_name / run
+    run_dir = attempt("--run-dir", Path(args.run_dir).expanduser)
+    return args, env_name, run_dir / env_name / run
 
 
 # -------------------- networks
@@ -315,14 +314,17 @@ def load_data(env_name, data_dir):
         if not os.path.isdir(options["dataset_dir"]):
             sys.exit(f"error: there is no --data-dir {data_dir}")
     data = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)[1]
-    data = dict.fromkeys(ARRAYS, np.nan) | data  # what is missing
-    checked = data if "add_info" in options else ARRAYS
-    bad = [key for key in checked if not np.isfinite(data[key]).all()]
+    data = dict.fromkeys(ARRAYS, np.nan) | dict(data)  # what is missing
+    names = data if "add_info" in options else ARRAYS
+    data = {key: attempt(f"{key} of {env_name}", np.float32, data[key]) for key in names}
+    bad = [key for key in names if not np.isfinite(data[key]).all()]
     s, a, next_s, r, m = shapes = [np.shape(data[key]) for key in ARRAYS]
     fits = len(s) == len(a) == 2 and s == next_s and s[:1] == a[:1] == r == m and s[0] > 0
     if bad or not fits:
         sys.exit(f"error: {env_name}: missing or not finite: {bad}; shapes of {ARRAYS}: {shapes}")
-    data = {key: torch.as_tensor(np.float32(data[key])) for key in ARRAYS}
+    if np.any(np.abs(data["masks"] - 0.5) > 0.5):
+        sys.exit(f"error: {env_name}: masks have to be 0 or 1")
+    data = {key: torch.as_tensor(data[key]) for key in ARRAYS}
     a = data["actions"]
     share = (a.abs() > 1 + 1e-5).any(1).float().mean()
     if share > 0:
@@ -524,9 +526,8 @@ def train(run, data, envs):
         if evaluation and envs is not None:
             generator = make_generator(args.device, args.seed, 3, step)
             policy = partial(act, actor, action_dim=action_dim, generator=generator)
-            result = evaluate(policy, envs, args.eval_episodes, (args.seed, step))
-            run.record("eval", result)
-            tqdm.write(f"update {step:,}: score {result['score']:.1f}")
+            run.record("eval", evaluate(policy, envs, args.eval_episodes, (args.seed, step)))
+            tqdm.write(f"update {step:,}: score {run.rows['eval'][-1]['score']:.1f}")
         if checkpoint:
             run.save()  # last, with this update's rows
     run.writer.close()
@@ -547,12 +548,12 @@ def main(argv=None):
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             if args.overwrite:
-                shutil.rmtree(folder)
+                attempt("cannot overwrite", shutil.rmtree, folder)
                 folder.mkdir()
             data = {key: value.to(args.device) for key, value in data.items()}
             run = Run(args, env_name, folder, data)
             note = "" if envs else ", no evaluation"
-            print(f"update {run.step:,} of {args.steps:,}, {run.config['dataset']}{note}")
+            print(f"update {run.step:,}, {run.config['dataset']}{note}")
             train(run, data, envs)
         finally:
             if envs:
@@ -560,8 +561,7 @@ def main(argv=None):
                     process.kill()
                 envs.closed = True
     if run.rows["eval"]:
-        score = final_score(run.rows["eval"], env_name)
-        print(f"score {score:.1f}, as docs/metrics.md defines it")
+        print(f"score {final_score(run.rows['eval'], env_name):.1f}, see docs/metrics.md")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,11 @@ def test_a_checkpoint_that_is_none_is_told(corridor_run, tmp_path, size):
     refused(drol, args, path, "--overwrite")
     drol.main([*args, "--overwrite"])  # starts anew
     assert steps_of(run, "train") == [10, 20, 30, 40] and not (run / "notes.txt").exists()
-    refused(drol, command(None, path, program=drol), "--run-dir")  # a file
+    for folder in (path, "~nobody-here"):  # a file, and nobody's home
+        refused(drol, command(None, folder, program=drol), "--run-dir")
+    run.rename(tmp_path / "real")
+    run.symlink_to(tmp_path / "real")
+    refused(drol, [*args, "--overwrite"], "cannot overwrite", "symbolic link")
 
 
 # ----------------------------------------------------------------------- checkpoints and policies

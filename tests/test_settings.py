@@ -164,8 +164,8 @@ WRONG_OF = {"drol": {"k": 0, "bc-coef": -0.1}, "fql": {"flow-steps": 0, "alpha":
 @every_program
 @pytest.mark.parametrize("wrong", [
     {}, {"tau": -0.1, "discount": 1.1, "lr": 0}, {"tau": "nan", "lr": "nan", "exp-name": "../x"},
-    {"exp-name": ""}, {"task": 0}, {"device": "gpu"}, {"q-agg": "max"}, {"batch-size": "many"},
-    {"snapshot-interval": 1},
+    {"exp-name": ""}, {"run-dir": ""}, {"run-dir": "not-\udcff"}, {"task": 0}, {"device": "gpu"},
+    {"q-agg": "max"}, {"batch-size": "many"}, {"snapshot-interval": 1},
 ])  # fmt: skip
 def test_wrong_values_are_refused_all_at_once(program, tmp_path, capsys, wrong):
     wrong = wrong or WRONG | WRONG_OF[program.ALGORITHM]
