@@ -6,7 +6,6 @@ The parity tests read testdata/parity, or the folder PARITY_DIR, which README.md
 import ast
 import inspect
 import json
-import math
 import os
 import re
 import subprocess
@@ -178,31 +177,6 @@ def test_networks_at_the_start(program):
     ):
         assert torch.equal(parameter, target) and parameter is not target
         assert parameter.requires_grad and not target.requires_grad
-
-
-@every_program
-def test_the_networks_by_hand(program):
-    """GELU in its tanh form after each hidden layer; then LayerNorm, in critics alone."""
-    networks = program.make_networks(2, 1, (4, 4), torch.Generator().manual_seed(0))
-    s, z = torch.rand(5, 2) * 2 - 1, torch.rand(5, 1)
-
-    def by_hand(network, x, norm):
-        *hidden, last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-        for layer in hidden:
-            x = layer(x)
-            x = 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
-            if norm:
-                x = (x - x.mean(-1, True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6) ** 0.5
-        return last(x)
-
-    x = torch.cat([s, z], 1)
-    torch.testing.assert_close(networks["actor"](s, z), by_hand(networks["actor"], x, False))
-    critic = networks["critic"]
-    q = torch.stack([by_hand(member, x, True)[:, 0] for member in (critic.q1, critic.q2)])
-    torch.testing.assert_close(critic(s, z), q)
-    if program is fql:
-        flow, t = networks["flow"], torch.rand(5, 1)
-        torch.testing.assert_close(flow(s, z, t), by_hand(flow, torch.cat([x, t], 1), False))
 
 
 def assert_latents(program, z):

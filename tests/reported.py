@@ -43,12 +43,9 @@ def change(x, how):
 
 def make_data(names):
     """Folders of data: a maze's, made by the collector, and random steps. Names say how changed."""
-    collect = (
-        "$PYTHON -m tools.collect --env-id pointmaze-medium --episodes 1 --data-dir $OLDPWD/maze"
-    )
-    subprocess.run(
-        f"cd {ROOT} && {collect}".replace("$PYTHON", sys.executable), shell=True, check=True
-    )
+    collect = ["-m", "tools.collect", "--env-id", "pointmaze-medium", "--episodes", "1"]
+    maze = ["--data-dir", os.path.abspath("maze")]
+    subprocess.run([sys.executable, *collect, *maze], cwd=ROOT, check=True)
     s, i = np.random.default_rng(0).uniform(-1, 1, (100, 29)), np.arange(100)
     ant = {"observations": s, "actions": s[:, :8], "rewards": i % 2, "terminals": i % 20 == 9}
     ant = {key: np.float32(x) for key, x in (ant | {"timeouts": i % 50 == 49}).items()}
