@@ -58,8 +58,8 @@ def test_commands_are_taken(page):
 def test_the_copied_section_runs_with_torch_alone(tmp_path):
     blocks = [code for _, code in CODE.findall((ROOT / "README.md").read_text())]
     (copy,) = [code for code in blocks if "> routing.py" in code]
-    subprocess.run(copy, shell=True, check=True, cwd=ROOT, executable="/bin/bash")
-    (ROOT / "routing.py").rename(tmp_path / "routing.py")
+    copy = copy.replace("drol.py", f'"{ROOT}/drol.py"')
+    subprocess.run(copy, shell=True, check=True, cwd=tmp_path, executable="/bin/bash")
     (example,) = [code for code in blocks if "from routing import" in code]
     (tmp_path / "example.py").write_text(example)
     words = [sys.executable, "example.py"]

@@ -7,12 +7,10 @@ set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/../.."
 bash run_all.sh setup
 python=${PYTHON:-.venv/bin/python}
-for env in cube-single scene puzzle-3x3; do
-    "$python" -m tools.collect --env-id $env --episodes 1000 --data-dir data/official-size
-done
+"$python" -m tools.collect --env-id cube-single --episodes 1000 --data-dir data/official-size
 options="--seeds 1 --run-dir runs/reproduction --list -- --data-dir data/official-size --compile"
 {
-    bash run_all.sh ogbench --envs "cube-single:2 scene:1 puzzle-3x3:1" $options \
+    bash run_all.sh ogbench --envs cube-single:2 $options \
         --steps 100000 --eval-interval 10000
     bash run_all.sh d4rl --envs "door-expert-v1 pen-expert-v1" $options \
         --steps 30000 --eval-interval 5000

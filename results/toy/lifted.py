@@ -1,9 +1,9 @@
 """A training loop of one's own around DROL's losses, on a task of a few steps.
 
-In a clone of this repository, or with routing.py and this file in a folder of your own:
+In a clone of this repository: python -m results.toy.lifted
+With this file in a folder of your own, beside routing.py: python lifted.py
 
     (echo "import torch"; sed -n '/^# -.* algorithm$/,/^# -.* data$/p' drol.py) > routing.py
-    python -m results.toy.lifted
 
 A point starts in the middle of a square. The data leaves it on its four sides equally often. The
 reward is on the right, and there the trained policy leaves it.
