@@ -27,7 +27,7 @@ STATISTICS = {
     "q_data": "mean Q of the data",
     "td_loss": "TD loss",
     "critic_gap": "mean |Q1 - Q2|",
-    "mse": "squared distance to the data",
+    "mse": "distance to the data",
     "spread": "variance over latents",
     "distill": "distillation error",
 }
@@ -106,7 +106,7 @@ def draw_compare(runs):
     """A panel per statistic: seeds as points, their mean and its 95 % interval as a bar. The
     dashes join a run of the released code with ours on its random numbers."""
     names = list(runs[list(STATISTICS)].dropna(axis=1))
-    figure, axes = plt.subplots(1, len(names), figsize=(11, 3), layout="constrained")
+    figure, axes = plt.subplots(1, len(names), figsize=(14, 3), layout="constrained")
     for axis, name in zip(axes, names, strict=True):
         values = runs.pivot(index="seed", columns="code", values=name)
         for x, code in enumerate(("released", "ours")):
