@@ -53,15 +53,14 @@ small() {  # NAME EPISODES FLAGS: collects data and trains small networks, which
         --hidden-dims 128 128 128 "${@:3}"
 }
 case ${1:-} in
-    setup) python --version ;;
-    demo) small demo 100 --steps 30000 --eval-interval 5000 "${@:2}" ;;
-    smoke) small smoke 4 --steps 500 --eval-envs 2 --eval-episodes 2 --overwrite "${@:2}" ;;
-    test) OMP_NUM_THREADS=1 python -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}" ;;
-    figures) python -m tools.figures "${@:2}" ;;
+    setup) python --version; exit ;;
+    demo) small demo 100 --steps 30000 --eval-interval 5000 "${@:2}"; exit ;;
+    smoke) small smoke 4 --steps 500 --eval-envs 2 --eval-episodes 2 --overwrite "${@:2}"; exit ;;
+    test) OMP_NUM_THREADS=1 python -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}"; exit ;;
+    figures) python -m tools.figures "${@:2}"; exit ;;
     ogbench | d4rl | ksweep | scaling | all | drol | fql | run | one) suite=$1 ;;
     *) sed -n 's/^#   //p' run_all.sh && exit 2 ;;
 esac
-[ -n "${suite:-}" ] || exit 0
 list=no envs="" seeds=8 jobs="" gpus="" slurm=none run_dir=runs
 while shift && [ $# -gt 0 ] && [[ $1 != -- || $suite = run ]]; do
     [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
@@ -70,9 +69,8 @@ while shift && [ $# -gt 0 ] && [[ $1 != -- || $suite = run ]]; do
         --list) list=yes ;;
         --envs | --seeds | --jobs | --slurm) declare "${1#--}=$2" && shift ;;  # the variable
         --gpus) gpus=${2//,/ } && shift ;;
-        --run-dir) run_dir=${2%%/*} rest=${2#"${2%%/*}"} && shift
-            [[ ! $run_dir =~ ^~[[:alnum:]._-]*$ ]] || eval "run_dir=$run_dir"  # a home folder
-            run_dir+=$rest
+        --run-dir) [[ $2 =~ ^(~[[:alnum:]._-]*)?(.*)$ ]]  # a home folder, and what follows
+            eval "run_dir=${BASH_REMATCH[1]}" && run_dir+=${BASH_REMATCH[2]} && shift
             [[ $run_dir && $run_dir != \~* ]] || fail "there is no --run-dir '$run_dir'" ;;
         *) fail "$1 is no option of $suite; flags for the runs follow after -- of a suite" ;;
     esac
@@ -82,8 +80,7 @@ if [ $suite = one ]; then  # -- COMMAND: a run with its GPU and its log, noted i
     [ -z "$gpus" ] || export CUDA_VISIBLE_DEVICES=${gpu[${PARALLEL_JOBSLOT:-0} % ${#gpu[@]}]}
     bash -c "$2" >>"$log" 2>&1 </dev/null || code=$?
     [ $code != 0 ] || echo "$2" >>"$run_dir/done.txt"
-    printf '%s\n    exit code %s: %s\n' "$2" $code "$(tail -n 1 "$log")"
-    exit
+    exec printf '%s\n    exit code %s: %s\n' "$2" $code "$(tail -n 1 "$log")"
 fi
 jobs=${jobs:-$(wc -w <<<"${gpus:-one}")}
 [[ "$seeds $jobs" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds $seeds, --jobs $jobs: below 1"
@@ -94,9 +91,8 @@ commands=$(for ((seed = 0; seed < seeds; seed++)); do $suite; done |
 [ -n "$commands" ] || fail "no commands: drol and fql need --envs, and run needs a pipe"
 [ $list = no ] || { echo "$commands"; exit; }
 made=$({ mkdir -p "$run_dir/logs" && touch "$run_dir/done.txt"; } 2>&1) || fail "--run-dir: $made"
-left() { grep -vxFf "$run_dir/done.txt" <<<"$commands" || [ $? = 1 ]; }  # 2: not readable
-rest=$(left)
-[ -n "$rest" ] || { echo "nothing is left to do, says $run_dir/done.txt"; exit; }
+left() { grep -vxFf "$run_dir/done.txt" <<<"$commands" || true; }
+[ -n "$(left)" ] || { echo "nothing is left to do, says $run_dir/done.txt"; exit; }
 left | python -m tools.fetch
 if [ "$slurm" != none ]; then  # an array has at most 1,000 tasks: each makes every 1,000th run
     list=$(mktemp "$run_dir/logs/slurm-XXXXXX.list")
@@ -111,5 +107,4 @@ parallel --minversion 1 >/dev/null || engine="xargs -d \n -n 1" jobs=1  # one af
 left | $engine bash run_all.sh one "--run-dir=$run_dir" "--gpus=$gpus" --
 [ -v SLURM_ARRAY_TASK_ID ] ||
     python -m tools.figures --run-dir "$run_dir" --out "$run_dir/figures" || true
-rest=$(left)
-[ -z "$rest" ] || fail "what failed stands above; the same command tries it again"
+[ -z "$(left)" ] || fail "what failed stands above; the same command tries it again"
