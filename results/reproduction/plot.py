@@ -27,7 +27,7 @@ STATISTICS = {
     "q_data": "mean Q of the data",
     "td_loss": "TD loss",
     "critic_gap": "mean |Q1 - Q2|",
-    "mse": "distance to the data",
+    "mse": "squared distance",
     "spread": "variance over latents",
     "distill": "distillation error",
 }
