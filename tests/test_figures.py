@@ -154,9 +154,9 @@ def test_a_data_folder_is_no_setting_and_other_versions_are_named(tmp_path):
 
 
 def test_settings_that_differ_are_named(tmp_path):
-    """An old run's that are gone and a new run's that others lack, too."""
+    """Also one that other runs lack. What changes no score is not."""
     given = {"lr": 1e-3, "hidden_dims": [128, 128], "bc_coef": 30.0, "exp_name": "mine"}
-    made_up_run(tmp_path, SCENE, [1], **given, snapshot_interval=500)
+    made_up_run(tmp_path, SCENE, [1], **given, log_interval=500)
     made_up_run(tmp_path, SCENE, [1], None, alpha=7, my_weight=0.5)
     made_up_run(tmp_path, SCENE, [1], 64, bc_coef=30.0)  # K* with another weight
     table = make(tmp_path, tmp_path / "out")

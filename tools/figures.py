@@ -30,8 +30,8 @@ SUITES = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}  # in publish
 TUNED = ["bc_coef", "alpha", "discount", "q_agg"]  # published per task
 # What config.json holds besides settings that change a score. Any other entry counts as a setting.
 NO_SETTINGS = ["algorithm", "env_name", "versions", "dataset", "data", "env_id", "task", "seed"]
-NO_SETTINGS += ["device", "compile", "eval_envs", "data_dir", "run_dir", "overwrite", "track"]
-NO_SETTINGS += ["log_interval", "checkpoint_interval", "snapshot_interval", "matmul_precision"]
+NO_SETTINGS += ["device", "compile", "eval_envs", "data_dir", "run_dir", "overwrite"]
+NO_SETTINGS += ["log_interval", "checkpoint_interval"]
 SWEEP = ["task", "algorithm", "condition"]  # runs of these differ in K and seed alone
 MEASURES = {"distance": "distance of two candidates", "bc_loss": "cloning loss"}
 iqm = lambda *samples: stats.trim_mean(np.concatenate(samples), 0.25)  # interquartile mean
