@@ -22,12 +22,10 @@ A is the action dimension, clip is to [-1, 1]. In L_q, Q's parameters and the di
 """
 
 import copy
-import dataclasses
 import io
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import traceback
@@ -50,7 +48,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# -------------------- settings
+# ---------- settings
 ALGORITHM = "drol"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -58,31 +56,30 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 @dataclass
 class Args:
     env_id: str  # cube-double, pen-human-v1, any of OGBench or D4RL, or module:name
-    task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's task; unset: the default one
-    seed: NonNegativeInt = 0  # of initial weights, batches, latents and evaluation
+    task: Literal[1, 2, 3, 4, 5] | None = None  # OGBench's; unset: its default
+    seed: NonNegativeInt = 0  # of weights, batches, latents, evaluation
     steps: PositiveInt | None = None  # updates; unset: 1,000,000, D4RL 500,000
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    compile: bool = False  # the losses: a slow start, then faster
+    compile: bool = False  # the losses: slow start, then faster
     k: PositiveInt = 16  # candidates per state
     bc_coef: NonNegativeFloat | None = None  # weight of cloning; unset: as published
     discount: Fraction | None = None  # unset: as published, else 0.99
     q_agg: Literal["mean", "min"] | None = None  # of target critics; unset: as published, else mean
     batch_size: PositiveInt = 256  # transitions per update
     lr: PositiveFloat = 3e-4  # Adam's learning rate
-    tau: Fraction = 0.005  # how far the target critic moves per update
+    tau: Fraction = 0.005  # the target critic's step per update
     hidden_dims: tuple[PositiveInt, ...] = (512, 512, 512, 512)  # of every network
     eval_interval: PositiveInt = 100_000  # updates between evaluations
-    eval_episodes: PositiveInt = 50  # per evaluation, a multiple of eval_envs
+    eval_episodes: PositiveInt = 50  # per evaluation
     eval_envs: PositiveInt = 10  # processes that play at once
     log_interval: PositiveInt = 5_000  # updates between rows of train.csv
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
     data_dir: str | None = None  # the dataset's folder; unset: the benchmark's
     run_dir: Annotated[str, Field(min_length=1)] = "runs"  # folder of all runs
     exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # begins a run's folder
-    overwrite: bool = False  # delete the run's folder first
 
 
-# The released commands' default task (D4RL: None), discount, q_agg, bc_coef, by regular expression.
+# The released commands' default task, discount, q_agg, bc_coef, by regular expression.
 PUBLISHED = {
     "antmaze-large": (1, 0.995, "min", 0.03),
     "antmaze-giant": (1, 0.995, "min", 0.03),
@@ -94,7 +91,6 @@ PUBLISHED = {
     "cube-double": (2, 0.99, "mean", 3.0),
     "puzzle-3x3": (4, 0.99, "mean", 0.3),
     "puzzle-4x4": (4, 0.99, "mean", 10.0),
-    "pointmaze-medium": (1, 0.995, "mean", 0.3),  # our choice, not published
     "antmaze-umaze-v2": (None, 0.99, "mean", 0.3),
     "antmaze-(umaze-diverse|(medium|large)-(play|diverse))-v2": (None, 0.99, "mean", 0.1),
     "pen-(human|cloned|expert)-v1": (None, 0.99, "min", 1.0),
@@ -107,7 +103,7 @@ D4RL = r"(antmaze|pen|door|hammer|relocate)-(?!.*singletask).*-v\d"
 
 
 def resolve(args):
-    """Settings with nothing unset, the environment's full name, and the run's folder."""
+    """Settings with nothing unset, and the run's folder."""
     env_name = row = args.env_id
     family, dataset, _, _, number = re.fullmatch(OGBENCH, env_name).groups()
     import_module("ogbench")  # registers its environments
@@ -118,25 +114,27 @@ def resolve(args):
         number = number or args.task or PUBLISHED.get(row, [None])[0]
         task = f"-task{number}" if number else ""
         known = env_name = f"{family}{dataset or usual}-singletask{task}-v0"
+
     if not known or args.task and f"-task{args.task}-" not in env_name:
         sys.exit(f"error: unknown --env-id or --task, {args.env_id}; try {', '.join(PUBLISHED)}")
-    if args.eval_episodes % args.eval_envs:
-        sys.exit("error: --eval-episodes must be a multiple of --eval-envs")
+
     rows = [PUBLISHED[name] for name in PUBLISHED if re.fullmatch(name, row)]
-    _, discount, q_agg, bc_coef = rows[0] if rows else (None, 0.99, "mean", args.bc_coef)
+    _, discount, q_agg, bc_coef = [*rows, (None, 0.99, "mean", args.bc_coef)][0]
     if bc_coef is None:
         near = max(PUBLISHED, key=lambda name: len(os.path.commonprefix([name, row])))
         sys.exit(f"error: give --bc-coef; (discount, q_agg, it): {near} has {PUBLISHED[near][1:]}")
+
     steps = 500_000 if re.fullmatch(D4RL, env_name) else 1_000_000
     usual = {"discount": discount, "q_agg": q_agg, "bc_coef": bc_coef, "steps": steps}
-    unset = {name: value for name, value in usual.items() if getattr(args, name) is None}
-    args = dataclasses.replace(args, env_id=env_name, task=None, **unset)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    args = Args(**usual | given | {"env_id": env_name, "task": None})
+
     run = f"{args.exp_name}-k{args.k}-bc_coef{args.bc_coef:g}/seed{args.seed}"
     run_dir = attempt("--run-dir", Path(args.run_dir).expanduser)
-    return args, env_name, run_dir / env_name / run
+    return args, run_dir / env_name / run
 
 
-# -------------------- networks
+# ---------- networks
 class MLP(nn.Module):
     """Maps the concatenation of its inputs (..., D_i) to (..., out_dim)."""
 
@@ -148,6 +146,7 @@ class MLP(nn.Module):
             if layer_norm:
                 layers.append(nn.LayerNorm(width, eps=1e-6))  # after GELU; Flax's eps
             in_dim = width
+
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
@@ -171,31 +170,33 @@ class Critic(nn.Module):
 
 
 def make_networks(observation_dim, action_dim, hidden_dims, generator):
-    """Fresh networks by name, on the CPU: a seed starts alike on every device."""
+    """Fresh networks, on the CPU: a seed starts alike on every device."""
     in_dim = observation_dim + action_dim
     networks = nn.ModuleDict()
-    networks["actor"] = MLP(in_dim, hidden_dims, action_dim, generator)  # f(s, z)
-    networks["critic"] = Critic(in_dim, hidden_dims, generator)
-    networks["target_critic"] = copy.deepcopy(networks["critic"]).requires_grad_(False)
+    networks.actor = MLP(in_dim, hidden_dims, action_dim, generator)  # f(s, z)
+    networks.critic = Critic(in_dim, hidden_dims, generator)
+    networks.target_critic = copy.deepcopy(networks.critic).requires_grad_(False)
     return networks
 
 
-# -------------------- algorithm
-# B batch, K candidates, O observation and A action dimensions; (1) to (9) as at the top.
+# ---------- algorithm
+# B batch, K candidates, O observation, A action dimensions; (1) to (9) as at the top.
 def sample_latents(*shape, generator):
     """(1) Latents (..., A), uniform in the ball of radius sqrt(A) in R^A."""
-    A = shape[-1]  # a ball is bounded: no latent is far out and hardly ever trained
+    A = shape[-1]  # bounded: no latent is far out, hardly ever trained
     g = torch.randn(shape, generator=generator, device=generator.device)
     u = torch.rand(*shape[:-1], 1, generator=generator, device=generator.device)
+
     radius = A**0.5 * u ** (1 / A)
     return radius * g / g.norm(dim=-1, keepdim=True)
 
 
 def sample_noise(args, action_dim, generator):
     """Latents of one update: next_z (B, A), candidate_z (B, K, A). Other noise is not seeded."""
-    next_z = sample_latents(args.batch_size, action_dim, generator=generator)
-    candidate_z = sample_latents(args.batch_size, args.k, action_dim, generator=generator)
-    return {"next_z": next_z, "candidate_z": candidate_z}
+    return {
+        "next_z": sample_latents(args.batch_size, action_dim, generator=generator),
+        "candidate_z": sample_latents(args.batch_size, args.k, action_dim, generator=generator),
+    }
 
 
 def route(candidates, a):
@@ -211,6 +212,7 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
         next_q = target_critic(next_s, next_a)  # (2, B)
         next_q = {"mean": next_q.mean(-2), "min": next_q.amin(-2)}[q_agg]  # (B,)
         y = batch["rewards"] + discount * batch["masks"] * next_q
+
     q = critic(s, a)  # (2, B)
     loss = (q - y).square().mean()  # (3)
     return loss, {"critic_loss": loss, "q_data": q.mean()}
@@ -218,23 +220,26 @@ def critic_loss(actor, critic, target_critic, batch, next_z, discount, q_agg):
 
 def actor_loss(actor, critic, batch, candidate_z, bc_coef):
     """bc_coef * L_bc + L_q and its metrics. candidate_z: (B, K, A). Only the actor gets a
-    gradient, and only through the winners."""
+    gradient, through winners alone."""
     s, a = batch["observations"], batch["actions"]
+
     # Routing: argmin has no gradient, and losers receive none.
     with torch.no_grad():
         repeated_s = s[:, None].expand(-1, candidate_z.shape[1], -1)  # (B, K, O)
         candidates = actor(repeated_s, candidate_z).clamp(-1, 1)  # (4)
         winner = route(candidates, a)  # (B,)
 
-    # Cloning: the winner again, with a graph: a graph of all K takes K times the memory, for the
+    # Cloning: the winner again, with a graph; one of all K takes K times the memory, for the
     # same gradient. The actor must not be random (dropout). What is clipped gets no gradient.
     winner_z = candidate_z[torch.arange(len(a), device=a.device), winner]  # (B, A)
     winner_a = actor(s, winner_z).clamp(-1, 1)
     bc_loss = (winner_a - a).square().mean()  # (6)
+
     # Guidance: the critic's parameters enter as constants.
-    constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    constants = {name: x.detach() for name, x in critic.named_parameters()}
     q = torch.func.functional_call(critic, constants, (s, winner_a)).amin(-2)  # (B,)
     q_loss = -q.mean() / q.detach().abs().mean().clamp(min=1e-6)  # (7)
+
     loss = bc_coef * bc_loss + q_loss
     return loss, {
         "actor_loss": loss,
@@ -242,27 +247,28 @@ def actor_loss(actor, critic, batch, candidate_z, bc_coef):
         "q_loss": q_loss,
         "q": q.mean(),
         "mse": (candidates[:, 0] - a).square().mean(),  # of a random candidate
-        "candidate_spread": candidates.var(1, correction=0).mean(),  # 0: z has no effect, or K = 1
+        "candidate_spread": candidates.var(1, correction=0).mean(),  # 0: z has no effect
     }
 
 
 def total_loss(networks, batch, noise, args):
-    """The sum of both losses, at the current parameters, and the metrics of both."""
-    actor, critic, target = (networks[x] for x in ("actor", "critic", "target_critic"))
-    next_z, candidate_z = noise["next_z"], noise["candidate_z"]
-    loss_c, metrics_c = critic_loss(actor, critic, target, batch, next_z, args.discount, args.q_agg)
-    loss_a, metrics_a = actor_loss(actor, critic, batch, candidate_z, args.bc_coef)
+    """The sum of both losses at the current parameters, and all metrics."""
+    actor, critic, target = networks.actor, networks.critic, networks.target_critic
+
+    settings = args.discount, args.q_agg
+    loss_c, metrics_c = critic_loss(actor, critic, target, batch, noise["next_z"], *settings)
+    loss_a, metrics_a = actor_loss(actor, critic, batch, noise["candidate_z"], args.bc_coef)
     return loss_c + loss_a, {name: x.detach() for name, x in (metrics_c | metrics_a).items()}
 
 
 def update(networks, optimizer, batch, noise, args, loss_fn=total_loss):
     """One update, in place. Returns its metrics: tensors that the next update may overwrite."""
-    optimizer.zero_grad()  # first, to free the old gradients
+    optimizer.zero_grad()
     loss, metrics = loss_fn(networks, batch, noise, args)
     loss.backward()
-    target, critic = (list(networks[x].parameters()) for x in ("target_critic", "critic"))
-    with torch.no_grad():  # (8) before the step, as in the released code
-        torch._foreach_lerp_(target, critic, args.tau)
+    critic, target = networks.critic.parameters(), networks.target_critic.parameters()
+    with torch.no_grad():  # (8) before the step, as released
+        torch._foreach_lerp_(list(target), list(critic), args.tau)
     optimizer.step()  # (9)
     return metrics
 
@@ -275,9 +281,8 @@ def act(actor, observation, action_dim, generator):
     return actor(s, z).clamp(-1, 1).cpu().numpy()
 
 
-# -------------------- data
+# ---------- data
 ARRAYS = ("observations", "actions", "next_observations", "rewards", "masks")
-STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C, and what Slurm sends
 
 
 def attempt(what, function, *args, **options):
@@ -302,12 +307,13 @@ def load_data(env_name, data_dir):
     options = {"add_info": True} if "singletask" in env_name else {}  # rewards come from it
     if data_dir:
         options["dataset_dir"] = os.path.expanduser(data_dir)
-        if not os.path.isdir(options["dataset_dir"]):
-            sys.exit(f"error: there is no --data-dir {data_dir}")
+        attempt(data_dir, os.listdir, options["dataset_dir"])
+
     data = attempt(f"cannot load {env_name}, see docs/data.md", make, env_name, **options)[1]
     data = dict.fromkeys(ARRAYS, np.nan) | dict(data)  # what is missing
     names = data if "add_info" in options else ARRAYS
     data = {key: attempt(f"{key} of {env_name}", np.float32, data[key]) for key in names}
+
     bad = [key for key in names if not np.isfinite(data[key]).all()]
     s, a, next_s, r, m = shapes = [np.shape(data[key]) for key in ARRAYS]
     fits = len(s) == len(a) == 2 and s == next_s and s[:1] == a[:1] == r == m and s[0] > 0
@@ -315,6 +321,7 @@ def load_data(env_name, data_dir):
         sys.exit(f"error: {env_name}: missing or not finite: {bad}; shapes of {ARRAYS}: {shapes}")
     if np.any(np.abs(data["masks"] - 0.5) > 0.5):
         sys.exit(f"error: {env_name}: masks have to be 0 or 1")
+
     data = {key: torch.as_tensor(data[key]) for key in ARRAYS}
     a = data["actions"]
     share = (a.abs() > 1 + 1e-5).any(1).float().mean()
@@ -323,25 +330,26 @@ def load_data(env_name, data_dir):
         if ":" in env_name:
             sys.exit(f"error: {text}; scale them, and the environment")
         print(f"{text}; clipped")
+
     data["actions"] = a.clamp(-1 + 1e-5, 1 - 1e-5)  # as in the released code
     return data
 
 
 def sample_batch(data, batch_size, generator):
     """A batch drawn uniformly: a dict like data, with B rows."""
-    n, device = len(data["rewards"]), generator.device
-    index = torch.randint(n, (batch_size,), generator=generator, device=device)
+    n = len(data["rewards"])
+    index = torch.randint(n, (batch_size,), generator=generator, device=generator.device)
     return {key: value[index] for key, value in data.items()}
 
 
-# -------------------- evaluation
+# ---------- evaluation
 def make_seed(*key):
-    """A seed for a key of integers. (0,) and (0, 0) are one key."""
+    """A seed for a key of integers."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def make_generator(device, *key):
-    """A random generator, seeded by a key of integers."""
+    """A random generator, seeded by integers."""
     return torch.Generator(device).manual_seed(make_seed(*key))
 
 
@@ -363,25 +371,27 @@ class Episode(gymnasium.Wrapper):
 
 
 def make_env(env_name):
-    """An environment, or None where one's own module has data alone."""
+    """An environment; None if one's own module has data alone."""
     env = make(env_name, env_only=True)
     return env and Episode(env)
 
 
 def make_envs(env_name, count, data):
     """count environments, a process each, after a trial of one; or None."""
-    env = attempt(f"cannot make {env_name}", make_env, env_name)
+    env = attempt(env_name, make_env, env_name)
     if env is None:
         return None
+
     a, s = np.ones_like(data["actions"][0]), tuple(data["observations"].shape[1:])
     box = gymnasium.spaces.Box(-1, 1, a.shape, env.action_space.dtype or np.float32)
     observation, _ = attempt(f"cannot reset {env_name}", env.reset, seed=0)
     has = np.shape(observation), env.action_space
     if has != (s, box):
         sys.exit(f"error: {env_name} observes and takes {has}, its data {(s, box)}")
-    attempt(f"cannot step {env_name}", env.step, a)
+    attempt(env_name, env.step, a)
+
     mode = gymnasium.vector.AutoresetMode.NEXT_STEP  # after an episode's end
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited; main unblocks
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # main unblocks
     makers = [partial(make_env, env_name)] * count
     return gymnasium.vector.AsyncVectorEnv(makers, autoreset_mode=mode)
 
@@ -389,54 +399,48 @@ def make_envs(env_name, count, data):
 def evaluate(policy, envs, episodes, key):
     """Statistics of episodes, each seeded by (*key, environment, round)."""
     n, results = envs.num_envs, []
-    for number in range(episodes // n):
+    for number in range(-(-episodes // n)):  # rounded up
         observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
-        score, total, length = np.zeros((3, n))
+        score, total = np.zeros((2, n))
         playing = np.ones(n, bool)  # a finished one is reset, which does not count
         while playing.any():
             observations, reward, terminated, truncated, info = envs.step(policy(observations))
             score[playing] = info["score"][playing]
             total[playing] += reward[playing]
-            length[playing] += 1
             playing &= ~(terminated | truncated)
-        results.append([score, total, length])
-    score, total, length = np.concatenate(results, axis=1)
-    rest = {"return_std": total.std(), "length": length.mean()}
-    return {"score": score.mean(), "return": total.mean(), **rest}
+        results.append([score, total])
+
+    score, total = np.concatenate(results, axis=1)[:, :episodes]
+    return {"score": score.mean(), "return": total.mean()}
 
 
-def final_score(rows, env_name):
-    """A run's score from its evaluations: D4RL's last, else the mean of the last three."""
-    last = rows[-1:] if re.fullmatch(D4RL, env_name) else rows[-3:]
-    return float(np.mean([row["score"] for row in last]))
-
-
-# -------------------- runs
-MAY_CHANGE = {"steps", "log_interval", "checkpoint_interval", "data_dir", "run_dir", "overwrite"}
+# ---------- runs
+MAY_CHANGE = {"steps", "log_interval", "checkpoint_interval", "data_dir", "run_dir", "versions"}
 
 
 class Run:
     """What training changes, and its folder."""
 
-    def __init__(self, args, env_name, folder, data):
+    def __init__(self, args, folder, data):
         self.args, self.folder, device = args, folder, args.device
         self.dims = data["observations"].shape[1], data["actions"].shape[1], args.hidden_dims
         self.networks = make_networks(*self.dims, make_generator("cpu", args.seed, 0)).to(device)
-        # Adam works per element: one step on a sum of losses is one on each (not so a norm clip)
+        # Adam is per element: one step on a sum of losses is one on each (not so a norm clip)
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=args.lr, fused=True)
-        self.batch_generator = make_generator(device, args.seed, 1)
-        self.noise_generator = make_generator(device, args.seed, 2)
+        self.generators = {  # saved and restored
+            "batch": make_generator(device, args.seed, 1),
+            "noise": make_generator(device, args.seed, 2),
+        }
         self.step, self.rows = 0, {"train": [], "eval": []}
-        checksum = 0
-        for array in data.values():
-            checksum = zlib.crc32(array.cpu().numpy(), checksum)
-        text = f"{len(data['rewards']):,} transitions, checksum {checksum:08x}"
-        self.config = {"algorithm": ALGORITHM, "env_name": env_name, "dataset": text} | vars(args)
-        if (folder / "checkpoint.pt").exists():
-            attempt(f"{folder}/checkpoint.pt is unusable, see --overwrite", self.load)
+
+        checksum = sum(zlib.crc32(x.cpu().numpy()) for x in data.values())
+        text = f"{len(data['rewards']):,} transitions, checksum {checksum:x}"
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
-        config = self.config | {"versions": versions}
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        self.config = {"algorithm": ALGORITHM, "dataset": text, "versions": versions} | vars(args)
+
+        if (folder / "checkpoint.pt").exists():
+            attempt(f"{folder}/checkpoint.pt is unusable; delete it to start anew", self.load)
+        (folder / "config.json").write_text(json.dumps(self.config, indent=1))
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
 
     def save(self):
@@ -444,15 +448,16 @@ class Run:
         for name, rows in self.rows.items():
             if rows:
                 pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
+
         content = self.config | {
             "dims": self.dims,
             "step": self.step,
             "rows": self.rows,
             "networks": self.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "batch_generator": self.batch_generator.get_state(),
-            "noise_generator": self.noise_generator.get_state(),
+            "generators": {name: x.get_state() for name, x in self.generators.items()},
         }
+
         buffer = io.BytesIO()  # torch.save to a file hides a full disk
         torch.save(content, buffer)
         (self.folder / "partial").write_bytes(buffer.getbuffer())
@@ -464,20 +469,22 @@ class Run:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in self.config.items():
             if name not in MAY_CHANGE and saved.get(name) != value:
-                what = f"{path} has {name} {saved.get(name)}, not {value}"
-                sys.exit(f"error: {what}; use that, another --exp-name, or --overwrite")
+                text = f"{name} {saved.get(name)}, not {value}"
+                sys.exit(f"error: {path} has {text}; use that or another --exp-name")
+
         if saved["step"] > args.steps:
             sys.exit(f"error: {path} has {saved['step']} updates, --steps are fewer")
         self.step, self.rows = saved["step"], saved["rows"]
         if self.step < args.steps:  # the evaluation at a former end is dropped
             self.rows["eval"] = [x for x in self.rows["eval"] if not x["step"] % args.eval_interval]
+
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])  # with its learning rate
-        self.batch_generator.set_state(saved["batch_generator"])
-        self.noise_generator.set_state(saved["noise_generator"])
+        for name, generator in self.generators.items():
+            generator.set_state(saved["generators"][name])
 
     def record(self, name, metrics):
-        """Adds a row of numbers to train.csv or eval.csv, and to TensorBoard."""
+        """Adds a row to train.csv or eval.csv, and to TensorBoard."""
         row = {key: float(value) for key, value in metrics.items()}
         for key, value in row.items():
             self.writer.add_scalar(f"{name}/{key}", value, self.step)
@@ -489,30 +496,32 @@ def load_policy(path, device="cpu", seed=0):
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["algorithm"] != ALGORITHM:
         raise ValueError(f"{path} was made by {saved['algorithm']}.py")
-    actor = make_networks(*saved["dims"], torch.Generator())["actor"].to(device)
+
+    actor = make_networks(*saved["dims"], torch.Generator()).actor.to(device)
     actor.load_state_dict({x: saved["networks"][f"actor.{x}"] for x in actor.state_dict()})
     generator = make_generator(device, seed, 5)
     return partial(act, actor, action_dim=saved["dims"][1], generator=generator)
 
 
-# -------------------- training
+# ---------- training
 def train(run, data, envs):
-    """Trains a run to its end. Without envs nothing is evaluated."""
-    args, actor, action_dim = run.args, run.networks["actor"], run.dims[1]
-    mode = "reduce-overhead" if args.device == "cuda" else "default"  # CUDA graphs
-    loss_fn = torch.compile(total_loss, mode=mode) if args.compile else total_loss
-    steps = range(run.step + 1, args.steps + 1)
-    for step in tqdm(steps, initial=run.step, total=args.steps, disable=None):
-        batch = sample_batch(data, args.batch_size, run.batch_generator)
-        noise = sample_noise(args, action_dim, run.noise_generator)  # compiled code has its own RNG
+    """Trains to the end. Without envs nothing is evaluated."""
+    args, actor, action_dim = run.args, run.networks.actor, run.dims[1]
+    loss_fn = total_loss
+    if args.compile:
+        loss_fn = torch.compile(loss_fn, mode="reduce-overhead")  # CUDA graphs
+
+    for step in tqdm(range(run.step + 1, args.steps + 1), disable=None):
+        batch = sample_batch(data, args.batch_size, run.generators["batch"])
+        noise = sample_noise(args, action_dim, run.generators["noise"])  # not in compiled code
         metrics = update(run.networks, run.optimizer, batch, noise, args, loss_fn)
         run.step = step
-        log = step % args.log_interval == 0
+
         evaluation = step % args.eval_interval == 0 or step == args.steps
         checkpoint = step % args.checkpoint_interval == 0 or evaluation
-        if (log or checkpoint) and not all(x.isfinite().all() for x in run.networks.parameters()):
-            sys.exit(f"error: diverged by update {step:,}; --overwrite, with a lower --lr")
-        if log:
+        if checkpoint and not all(x.isfinite().all() for x in run.networks.parameters()):
+            sys.exit(f"error: diverged by update {step:,}; delete {run.folder}, lower --lr")
+        if step % args.log_interval == 0:
             run.record("train", metrics)
         if evaluation and envs is not None:
             generator = make_generator(args.device, args.seed, 3, step)
@@ -520,47 +529,42 @@ def train(run, data, envs):
             run.record("eval", evaluate(policy, envs, args.eval_episodes, (args.seed, step)))
             tqdm.write(f"update {step:,}: score {run.rows['eval'][-1]['score']:.1f}")
         if checkpoint:
-            run.save()  # last, with this update's rows
-    run.writer.close()
+            run.save()  # with this update's rows
 
 
-# -------------------- main
+# ---------- main
 def main(argv=None):
     os.environ["MUJOCO_GL"] = "disabled"  # no rendering
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # no Box warnings
     args = tyro.cli(Args, args=argv, description=(__doc__ or "").partition("\n\n")[0])
-    args, env_name, folder = resolve(args)
+    args, folder = resolve(args)
     for name, value in (vars(args) | {"folder": folder}).items():
         print(f"  {name:<20} {value}")
-    attempt("--run-dir is not usable", folder.mkdir, parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666):  # shared
-        data = load_data(env_name, args.data_dir)
-        envs = make_envs(env_name, args.eval_envs, data)  # forked before CUDA starts
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-            if args.overwrite:
-                attempt("cannot overwrite", shutil.rmtree, folder)
-                folder.mkdir()
-            data = {key: value.to(args.device) for key, value in data.items()}
-            run = Run(args, env_name, folder, data)
-            note = "" if envs else ", no evaluation"
-            print(f"update {run.step:,}, {run.config['dataset']}{note}")
-            train(run, data, envs)
-        finally:
-            if envs:
-                for process in envs.processes:  # close() would wait for one that hangs
-                    process.kill()
-                envs.closed = True
-    if run.rows["eval"]:
-        print(f"score {final_score(run.rows['eval'], env_name):.1f}, see docs/metrics.md")
+
+    attempt("--run-dir", folder.mkdir, parents=True, exist_ok=True)
+    lock = filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666)  # shared
+    attempt("another process trains this run", lock.acquire)
+    envs = None
+    try:
+        data = load_data(args.env_id, args.data_dir)
+        envs = make_envs(args.env_id, args.eval_envs, data)  # before CUDA starts
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        data = {key: value.to(args.device) for key, value in data.items()}
+        run = Run(args, folder, data)
+        print(f"update {run.step:,}, {run.config['dataset']}{'' if envs else '; no evaluation'}")
+        train(run, data, envs)
+    finally:
+        if envs:
+            for process in envs.processes:  # close() waits for one that hangs
+                process.kill()
+            envs.closed = True
+        lock.release()
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
-    except filelock.Timeout as error:
-        sys.exit(f"error: another process is training this run: {error.lock_file}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command, without --overwrite, goes on")
+        print("\nstopped; the same command goes on")
         sys.exit(130)

@@ -55,7 +55,7 @@ small() {  # NAME EPISODES FLAGS: collects data and trains small networks, which
 case ${1:-} in
     setup) python --version; exit ;;
     demo) small demo 100 --steps 30000 --eval-interval 5000 "${@:2}"; exit ;;
-    smoke) small smoke 4 --steps 500 --eval-envs 2 --eval-episodes 2 --overwrite "${@:2}"; exit ;;
+    smoke) small smoke 4 --steps 500 --eval-envs 2 --eval-episodes 2 --run-dir "$(mktemp -d)" "${@:2}"; exit ;;
     test) OMP_NUM_THREADS=1 python -m pytest -q -n "$(nproc)" --dist worksteal "${@:2}"; exit ;;
     figures) python -m tools.figures "${@:2}"; exit ;;
     ogbench | d4rl | ksweep | scaling | all | drol | fql | run | one) suite=$1 ;;

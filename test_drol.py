@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -544,7 +545,7 @@ SHARED = ["data", "evaluation", "runs", "training", "main"]
 
 def sections(name):
     """{banner: text} of a program's file, in order, its docstring and imports under ''."""
-    parts = re.split(r"^# -{20} (.+)\n", TEXTS[name], flags=re.MULTILINE)
+    parts = re.split(r"^# -{10} (.+)\n", TEXTS[name], flags=re.MULTILINE)
     return dict(zip(["", *parts[1::2]], parts[::2], strict=True))
 
 
@@ -569,7 +570,7 @@ def test_the_two_files_share_all_but_the_algorithm():
 def test_the_files_stay_small(name):
     lines = TEXTS[name].splitlines(keepends=True)
     kinds = [type(node) for node in ast.walk(ast.parse(TEXTS[name]))]
-    assert len(lines) <= 575 and len(TEXTS[name]) / len(lines) <= 50
+    assert len(lines) <= 575 and len(TEXTS[name]) / len(lines) <= 46
     assert max(map(len, lines)) <= 101  # with its newline
     assert kinds.count(ast.FunctionDef) <= 36 and kinds.count(ast.Try) <= 3
 
@@ -588,9 +589,10 @@ def content(run):
 @every_program
 def test_a_run_from_end_to_end_and_its_resume(program, data_dir, tmp_path, capsys):
     """40 updates at once, and 20 that are continued to 40, are the same run."""
-    program.main(command(data_dir, tmp_path / "whole", "--steps", 40))
-    program.main(command(data_dir, tmp_path / "parts"))
-    program.main(command(data_dir, tmp_path / "parts", "--steps", 40))
+    maze = partial(command, data_dir, env_id="pointmaze-medium", program=program)
+    program.main(maze(tmp_path / "whole", "--steps", 40))
+    program.main(maze(tmp_path / "parts"))
+    program.main(maze(tmp_path / "parts", "--steps", 40))
     whole, parts = run_of(tmp_path / "whole"), run_of(tmp_path / "parts")
     same = content(whole) == content(parts)  # to the last bit
     assert same
@@ -600,7 +602,6 @@ def test_a_run_from_end_to_end_and_its_resume(program, data_dir, tmp_path, capsy
     evaluations = read(whole / "eval.csv")
     assert [row["step"] for row in evaluations] == ["20", "40"]
     for row in evaluations:
-        assert float(row["score"]) in (0, 50, 100) and 1 <= float(row["length"]) <= 1000
-        assert -float(row["length"]) <= float(row["return"]) <= 0
+        assert float(row["score"]) in (0, 50, 100) and -1000 <= float(row["return"]) <= 0
     actions = program.load_policy(whole / "checkpoint.pt")(np.zeros((100, 2)))
     assert np.abs(actions).max() <= 1 and len(np.unique(actions, axis=0)) == 100  # a latent each

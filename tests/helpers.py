@@ -30,12 +30,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(data_dir, run_dir, *flags, env_id="pointmaze-medium", program=None):
-    """The flags of a run of 20 updates. Flags that follow win. With a program, the run is in the
-    fake environment, for which nothing is published."""
+def command(data_dir, run_dir, *flags, env_id=fake.NAME, program=None):
+    """The flags of a run of 20 updates. Flags that follow win. A program's weight is given, as
+    nothing is published for the fake environment."""
     if program is not None:
-        weight = {"drol": "--bc-coef", "fql": "--alpha"}[program.ALGORITHM]
-        env_id, flags = fake.NAME, [weight, 3, *flags]
+        flags = [{"drol": "--bc-coef", "fql": "--alpha"}[program.ALGORITHM], 3, *flags]
     folders = ["--run-dir", run_dir] + ["--data-dir", data_dir] * (data_dir is not None)
     return list(map(str, ["--env-id", env_id, *folders, *SMALL, *flags]))
 

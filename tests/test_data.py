@@ -12,8 +12,8 @@ import drol
 from tests import fake
 from tests.helpers import ANTMAZE, command, every_program, mounted, refused
 
-FILE = "pointmaze-medium-navigate-v0.npz"
-ENV_NAME = "pointmaze-medium-navigate-singletask-task1-v0"
+MAZE, FILE = "pointmaze-medium", "pointmaze-medium-navigate-v0.npz"
+ENV_NAME = "pointmaze-medium-navigate-singletask-v0"
 
 
 def load(folder, name=ENV_NAME):
@@ -109,7 +109,8 @@ def cut(arrays):
 def test_a_broken_dataset_is_told_and_left(changed, tmp_path, program, change, words):
     folder = changed(change)
     before = (folder / FILE).read_bytes()
-    refused(program, command(folder, tmp_path / "runs"), ENV_NAME, *words)
+    args = command(folder, tmp_path / "runs", env_id=MAZE, program=program)
+    refused(program, args, ENV_NAME, *words)
     assert (folder / FILE).read_bytes() == before
     assert not list((tmp_path / "runs").glob("*/*/*/config.json"))
 
@@ -119,7 +120,8 @@ def test_a_damaged_file_is_told(changed, d4rl_dir, tmp_path):
     (path,) = shutil.copytree(d4rl_dir, tmp_path / "d4rl").glob("Ant_maze*")
     for file in (folder / FILE, path):
         file.write_bytes(file.read_bytes()[:-1000])
-    refused(drol, command(folder, tmp_path / "runs"), ENV_NAME, "BadZipFile", "docs/data.md")
+    args = command(folder, tmp_path / "runs", env_id=MAZE, program=drol)
+    refused(drol, args, ENV_NAME, "BadZipFile", "docs/data.md")
     args = command(path.parent, tmp_path / "runs", env_id=ANTMAZE)
     refused(drol, args, path.name, "damaged", "docs/data.md")
 
@@ -129,7 +131,7 @@ def test_a_missing_dataset_without_network(data_dir, tmp_path, monkeypatch, env_
     """The message names the task, the cause, and the page about data. Half a dataset is missing."""
     error, folder = urllib.error.URLError("no route to host"), tmp_path / "data"
     monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=error))
-    args = command(folder, tmp_path / "runs", env_id=env_id)
+    args = command(folder, tmp_path / "runs", env_id=env_id, program=drol)
     refused(drol, args, folder)  # that was given, and is not there
     assert not folder.exists()
     folder.mkdir()

@@ -34,7 +34,7 @@ def made_up_run(folder, env, scores, k=16, seed=0, method=None, versions=VERSION
     settings |= {"steps": 100 * len(scores), "hidden_dims": [512] * 4} | ({"k": k} if k else {})
     run = folder / env / (method or f"{len(list(folder.glob('*/*')))}") / f"seed{seed}"
     run.mkdir(parents=True)
-    config = {"algorithm": program.ALGORITHM, "env_name": env, "versions": versions}
+    config = {"algorithm": program.ALGORITHM, "versions": versions}
     (run / "config.json").write_text(json.dumps(config | settings | given))
     if scores:
         curve = pd.DataFrame({"score": scores, "step": range(100, 100 * len(scores) + 1, 100)})
@@ -59,6 +59,17 @@ def only(table, **values):
         table = table[table[column] == value]
     (row,) = table.to_dict("records")
     return row
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("cube-single-play-singletask-task2-v0", 40), ("antmaze-large-play-v2", 60),
+    ("tests.fake:pen-human-v1", 40), ("pen-human-v1", 60),  # one's own, whatever it is called
+])  # fmt: skip
+def test_the_final_score_is_the_papers(name, expected):
+    """D4RL: the last evaluation; else the mean of the last three."""
+    rows = [{"score": score} for score in (90.0, 20.0, 40.0, 60.0)]
+    assert figures.final_score(rows, name) == pytest.approx(expected)
+    assert figures.final_score(rows[:1], name) == 90
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import drol
 from tests.helpers import ROOT, read, run_of
+from tools.figures import final_score
 
 
 def run(*words):
@@ -29,6 +29,6 @@ def test_a_run_learns_to_move_a_cube(tmp_path):
         folder = tmp_path / f"{steps}"
         run("drol.py", *flags, "--steps", steps, "--run-dir", folder)
         rows = [{"score": float(row["score"])} for row in read(run_of(folder) / "eval.csv")]
-        scores.append(drol.final_score(rows, "cube-single"))
+        scores.append(final_score(rows, "cube-single"))
     untrained, trained = scores
     assert untrained <= 4 and trained >= 20, scores

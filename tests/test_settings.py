@@ -20,7 +20,7 @@ PUBLISHED = read(ROOT / "testdata" / "published_settings.csv")
 
 
 def resolved(program, **settings):
-    """Args, the environment's name and the run's folder."""
+    """Args and the run's folder."""
     return program.resolve(program.Args(**settings))
 
 
@@ -45,8 +45,8 @@ def test_the_table_is_the_published_one(program):
             settings["k"] = int(row["k"])
             if row["benchmark"] == "d4rl":
                 settings["bc_coef"] = float(row["bc_coef"])
-        args, env_name, _ = resolved(program, **settings)
-        assert env_name == row["full_name"]
+        args, _ = resolved(program, **settings)
+        assert args.env_id == row["full_name"]
         assert (args.q_agg, args.discount) == (row["q_agg"], float(row["discount"])), row
         assert args.steps == int(row["steps"])
         for name in ("k", "bc_coef", "alpha"):
@@ -59,8 +59,8 @@ def test_the_table_is_the_published_one(program):
 @pytest.mark.slow
 def test_default_tasks_are_ogbenchs():
     for env_id in SHORT:
-        env_name = resolved(drol, env_id=env_id)[1]
-        assert env_name == resolved(fql, env_id=env_id)[1]
+        env_name = resolved(drol, env_id=env_id)[0].env_id
+        assert env_name == resolved(fql, env_id=env_id)[0].env_id
         family, task = env_name.removesuffix("-v0").split("-task")
         assert drol.make_env(f"{family}-v0").unwrapped._reward_task_id == int(task), env_id
 
@@ -69,7 +69,7 @@ def test_default_tasks_are_ogbenchs():
 @pytest.mark.parametrize("env_id", ["scene", "pen-human-v1"])
 def test_what_is_typed_beats_what_is_published(program, env_id):
     typed = {"discount": 0.0, "q_agg": "min", weight_of(program): 0.0, "steps": 7}
-    args, _, _ = resolved(program, env_id=env_id, **typed)
+    args, _ = resolved(program, env_id=env_id, **typed)
     assert {name: getattr(args, name) for name in typed} == typed
 
 
@@ -95,8 +95,8 @@ WITHOUT_ROW = [  # as typed, the environment's name
 def test_a_name_without_a_row_needs_a_weight_and_has_defaults(program, env_id, env_name):
     """It never gets another task's values."""
     weight = weight_of(program)
-    args, name, folder = resolved(program, env_id=env_id, **{weight: 2.0})
-    assert name == env_name and env_name in str(folder)
+    args, folder = resolved(program, env_id=env_id, **{weight: 2.0})
+    assert args.env_id == env_name and env_name in str(folder)
     assert (args.discount, args.q_agg, getattr(args, weight)) == (0.99, "mean", 2.0)
     flag = f"--{weight.replace('_', '-')}"
     with pytest.raises(SystemExit, match=f"^error: .*{flag}") as caught:
@@ -111,12 +111,12 @@ def test_a_full_name_is_the_run_of_the_short_one(program):
         ({"env_id": "antmaze-large", "task": 4}, 4, "antmaze-large-navigate"),
     ):
         expected, name = resolved(program, **short), f"{full}-singletask-task{task}-v0"
-        assert expected[1] == name and resolved(program, env_id=name) == expected
+        assert expected[0].env_id == name and resolved(program, env_id=name) == expected
         assert resolved(program, env_id=full, task=task) == expected
 
 
 def test_run_folders():
-    folder = lambda program, **settings: str(resolved(program, **settings)[2])
+    folder = lambda program, **settings: str(resolved(program, **settings)[1])
     scene = "runs/scene-play-singletask-task2-v0"
     assert folder(drol, env_id="scene") == f"{scene}/drol-k16-bc_coef3/seed0"
     given = {"task": 5, "seed": 3, "k": 4, "bc_coef": 0.25, "exp_name": "my-1.x"}
@@ -146,10 +146,9 @@ def test_resolved_settings_are_printed_before_data_is_loaded(program, capsys, tm
 @pytest.mark.parametrize("flags, words", [
     (["--env-id", "cube-singel"], ["cube-singel", *SHORT]),
     (["--env-id", "pen-human-v1", "--task", "1"], ["--task", "pen-human-v1"]),
-    (["--eval-episodes", "5", "--eval-envs", "2"], ["--eval-episodes", "multiple", "--eval-envs"]),
 ])  # fmt: skip
 def test_wrong_settings_are_refused_in_a_sentence(program, tmp_path, flags, words):
-    refused(program, command(tmp_path / "data", tmp_path / "runs", *flags), *words)
+    refused(program, command(tmp_path / "data", tmp_path / "runs", *flags, program=program), *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +170,7 @@ def test_wrong_values_are_refused_all_at_once(program, tmp_path, capsys, wrong):
     wrong = wrong or WRONG | WRONG_OF[program.ALGORITHM]
     flags = [text for name, value in wrong.items() for text in (f"--{name}", value)]
     with pytest.raises(SystemExit) as caught:
-        program.main(command(tmp_path, tmp_path / "runs", *flags))
+        program.main(command(tmp_path, tmp_path / "runs", *flags, program=program))
     assert caught.value.code == 2 and not list(tmp_path.iterdir())
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -181,7 +180,7 @@ def test_wrong_values_are_refused_all_at_once(program, tmp_path, capsys, wrong):
 
 # -------------------- every setting counts
 
-FREE = {"steps", "log_interval", "checkpoint_interval", "data_dir", "run_dir", "overwrite"}
+FREE = {"steps", "log_interval", "checkpoint_interval", "data_dir", "run_dir", "versions"}
 
 
 @every_program
@@ -189,7 +188,7 @@ def test_another_value_is_refused_when_a_run_goes_on(program, corridor_run, tmp_
     """Of any setting but those that may change: a setting that somebody adds is guarded too."""
     folder = corridor_run(program, "runs")
     content, args = saved(folder), command(None, tmp_path / "runs", "--steps", 40, program=program)
-    names = {field.name for field in dataclasses.fields(program.Args)}
+    names = {field.name for field in dataclasses.fields(program.Args)} | {"versions"}
     assert names <= content.keys() and names > FREE
     for name in names:
         torch.save(content | {name: "another"}, folder / "checkpoint.pt")
@@ -197,5 +196,5 @@ def test_another_value_is_refused_when_a_run_goes_on(program, corridor_run, tmp_
             program.main(args)
             torch.save(content, folder / "checkpoint.pt")
         else:
-            said = refused(program, args, folder, f"{name} another, not", "--overwrite")
+            said = refused(program, args, folder, f"{name} another, not", "--exp-name")
             assert str(content[name]) in said

@@ -104,7 +104,7 @@ def test_the_losses_are_compiled_where_it_is_asked_for(program, monkeypatch, cor
     monkeypatch.setattr(torch, "compile", note)
     monkeypatch.setattr(program, "update", lambda *args: used.append(args[-1]) or update(*args))
     corridor_run(program, "run", *["--compile"] * compile)
-    expected = [(program.total_loss, "default")] * compile
+    expected = [(program.total_loss, "reduce-overhead")] * compile
     assert compiled == expected and set(used) == {program.total_loss}
 
 
@@ -217,7 +217,7 @@ class MetaGenerator(torch.Generator):
 @every_program
 def test_an_update_waits_for_nothing_and_launches_little(program):
     """A tensor on the meta device has no values, so that whatever would wait for one raises."""
-    args, _, _ = program.resolve(program.Args(env_id="humanoidmaze-medium", batch_size=8))
+    args, _ = program.resolve(program.Args(env_id="humanoidmaze-medium", batch_size=8))
     networks = program.make_networks(5, 3, args.hidden_dims, torch.Generator()).to("meta")
     # Adam counts on the CPU there, fused Adam on a GPU does not
     optimizer = torch.optim.SGD(networks.parameters(), lr=args.lr)

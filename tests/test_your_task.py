@@ -1,5 +1,6 @@
 """docs/your_task.md: its module runs with both programs, and its mistakes get a sentence."""
 
+import math
 import re
 import sys
 
@@ -49,7 +50,7 @@ def test_the_module_trains_and_is_evaluated(program, task, tmp_path):
     program.main(task(program))
     (run,) = (tmp_path / "runs").glob("my_tasks:Point-v0/*/seed0")
     (row,) = read(run / "eval.csv")
-    assert 0 <= float(row["score"]) <= 100 and float(row["length"]) <= 50
+    assert 0 <= float(row["score"]) <= 100 and math.isfinite(float(row["return"]))
     assert program.load_policy(run / "checkpoint.pt")(np.zeros(2)).shape == (2,)
 
 

@@ -54,19 +54,19 @@ def measure(program, settings, compiled, args):
     torch.compiler.reset()  # else the limit of recompilations ends in eager
     data = random_data(args)
     with TemporaryDirectory() as folder:
-        run = program.Run(settings, "random data", Path(folder), data)
+        run = program.Run(settings, Path(folder), data)
         run.writer.close()
     loss_fn = program.total_loss
     if compiled:  # as in train
-        loss_fn = torch.compile(loss_fn, mode="reduce-overhead" if GPU else "default")
+        loss_fn = torch.compile(loss_fn, mode="reduce-overhead")
 
     def update():
-        batch = program.sample_batch(data, settings.batch_size, run.batch_generator)
-        noise = program.sample_noise(settings, args.action_dim, run.noise_generator)
+        batch = program.sample_batch(data, settings.batch_size, run.generators["batch"])
+        noise = program.sample_noise(settings, args.action_dim, run.generators["noise"])
         program.update(run.networks, run.optimizer, batch, noise, settings, loss_fn)
 
-    observation, actor = np.zeros(args.observation_dim), run.networks["actor"]
-    act = lambda: program.act(actor, observation, args.action_dim, run.noise_generator)
+    observation, actor = np.zeros(args.observation_dim), run.networks.actor
+    act = lambda: program.act(actor, observation, args.action_dim, run.generators["noise"])
     times = {"update_ms": median_ms(update, args.seconds)}
     return times | {"action_ms": median_ms(act, args.seconds / 5)}
 
@@ -93,7 +93,7 @@ def main(argv=None):
     methods = [(f"DROL K = {k}", drol, {"k": k}) for k in args.k]
     rows = []
     for name, program, flags in [*methods, ("FQL", fql, {})]:
-        settings, _, _ = program.resolve(program.Args("humanoidmaze-medium", **sizes, **flags))
+        settings, _ = program.resolve(program.Args("humanoidmaze-medium", **sizes, **flags))
         for mode in ("eager", "compile")[: 1 + args.compile]:
             times = measure(program, settings, mode == "compile", args)
             print(f"{name:<12}  {mode:<8}", *(f"{key} {ms:<9.4g}" for key, ms in times.items()))

@@ -28,10 +28,10 @@ def main(commands):
             program = import_module(Path(name).stem)
         except (ValueError, ImportError) as error:
             sys.exit(f"error: no command of drol.py or fql.py: {line.strip()} ({error})")
-        args, env_name, _ = program.resolve(tyro.cli(program.Args, args=flags, prog=name))
+        args, _ = program.resolve(tyro.cli(program.Args, args=flags, prog=name))
         if args.data_dir and not os.path.isdir(os.path.expanduser(args.data_dir)):
             sys.exit(f"error: there is no --data-dir {args.data_dir}")
-        wanted[env_name, args.data_dir] = re.sub("-singletask(-task.)?", "", env_name)
+        wanted[args.env_id, args.data_dir] = re.sub("-singletask(-task.)?", "", args.env_id)
     for (env_name, data_dir), dataset in wanted.items():
         if ":" in env_name:
             continue

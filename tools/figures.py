@@ -11,6 +11,7 @@ Files of these names in the folder given by --out are overwritten; no other file
 
 import json
 import math
+import re
 import sys
 import textwrap
 from dataclasses import dataclass, fields
@@ -29,8 +30,8 @@ TESTDATA = Path(__file__).resolve().parents[1] / "testdata"
 SUITES = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}  # in published_results.csv
 TUNED = ["bc_coef", "alpha", "discount", "q_agg"]  # published per task
 # What config.json holds besides settings that change a score. Any other entry counts as a setting.
-NO_SETTINGS = ["algorithm", "env_name", "versions", "dataset", "data", "env_id", "task", "seed"]
-NO_SETTINGS += ["device", "compile", "eval_envs", "data_dir", "run_dir", "overwrite"]
+NO_SETTINGS = ["algorithm", "versions", "dataset", "data", "env_id", "task", "seed"]
+NO_SETTINGS += ["device", "compile", "eval_envs", "data_dir", "run_dir"]
 NO_SETTINGS += ["log_interval", "checkpoint_interval"]
 SWEEP = ["task", "algorithm", "condition"]  # runs of these differ in K and seed alone
 MEASURES = {"distance": "distance of two candidates", "bc_loss": "cloning loss"}
@@ -50,6 +51,12 @@ def as_text(value):
         return " ".join(map(as_text, value))
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return f"{value:,.10g}" if is_number else str(value)
+
+
+def final_score(rows, env_id):
+    """A run's score from its evaluations: D4RL's last, else the mean of the last three."""
+    last = rows[-1:] if re.fullmatch(drol.D4RL, env_id) else rows[-3:]
+    return float(np.mean([row["score"] for row in last]))
 
 
 def describe(settings, without=()):
@@ -76,7 +83,7 @@ def read_columns(path, columns):
 def load_run(folder, published):
     """A run's row of the table of runs, and its evaluations."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    env, algorithm, k = config["env_name"], config["algorithm"], config.get("k")
+    env, algorithm, k = config["env_id"], config["algorithm"], config.get("k")
     published = published[published.full_name == env]
     curve = read_columns(folder / "eval.csv", ["step", "score"])
     if not np.isfinite(curve).all(axis=None):
@@ -97,7 +104,7 @@ def load_run(folder, published):
         "k": k or math.nan,
         "seed": config["seed"],
         "finished": finished,
-        "score": drol.final_score(curve.to_dict("records"), env) if finished else math.nan,
+        "score": final_score(curve.to_dict("records"), env) if finished else math.nan,
         "condition": describe(differs),
         "star": any(row.items() <= settings.items() for row in star.to_dict("records")),
         "versions": describe(config.get("versions", {})),

@@ -32,7 +32,7 @@ def load(path, seed):
     """A checkpoint's environment and policy."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     program = {"drol": drol, "fql": fql}[saved["algorithm"]]
-    return program.make_env(saved["env_name"]), program.load_policy(path, seed=seed)
+    return program.make_env(saved["env_id"]), program.load_policy(path, seed=seed)
 
 
 def draw(env):

@@ -173,7 +173,7 @@ def measure(ours, networks, settings, data, envs, args):
     return result | {name: value.item() for name, value in row.items()}
 
 
-COLUMNS = ["algorithm", "code", "seed", "updates", "score", "return", "return_std", "q_data"]
+COLUMNS = ["algorithm", "code", "seed", "updates", "score", "return", "q_data"]
 COLUMNS += ["q_gain", "td_loss", "critic_gap", "mse", "nearest", "spread", "distill"]
 COLUMNS += ["train_s", "measure_s"]
 
@@ -183,7 +183,7 @@ def main(args):
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # no Box warnings
     args.networks.mkdir(parents=True, exist_ok=True)
     ours = import_module(args.algorithm)
-    _, env_name, _ = ours.resolve(ours.Args(env_id=args.env_id))
+    env_name = ours.resolve(ours.Args(env_id=args.env_id))[0].env_id
     data = ours.load_data(env_name, args.data_dir)
     envs = gymnasium.vector.SyncVectorEnv([partial(ours.make_env, env_name)] * 20)
     for seed in range(args.seeds):
@@ -192,7 +192,7 @@ def main(args):
             done = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=COLUMNS)
             if (done[COLUMNS[:4]] == run).all(axis=1).any():
                 continue
-            settings, _, _ = ours.resolve(ours.Args(env_id=args.env_id, seed=seed, **SETTINGS))
+            settings, _ = ours.resolve(ours.Args(env_id=args.env_id, seed=seed, **SETTINGS))
             start = time.perf_counter()
             networks = train(ours, args, code, settings, data)
             row = {"train_s": time.perf_counter() - start}

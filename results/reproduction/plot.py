@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from drol import final_score
+from tools.figures import final_score
 
 FOLDER = Path(__file__).resolve().parent
 TESTDATA = FOLDER.parents[1] / "testdata"

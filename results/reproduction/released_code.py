@@ -52,7 +52,8 @@ def make_policy(agent, key):
 def main(args):
     ours = import_module(args.algorithm)
     released = import_module(f"agents.{args.algorithm}")
-    settings, env_name, _ = ours.resolve(ours.Args(env_id=args.env_id))
+    settings, _ = ours.resolve(ours.Args(env_id=args.env_id))
+    env_name = settings.env_id
     data = ours.load_data(env_name, args.data_dir)
     envs = ours.make_envs(env_name, 10, data)
     data = {key: value.numpy() for key, value in data.items()}
@@ -67,7 +68,7 @@ def main(args):
 
     args.out.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in ("jax", "flax", "optax", "mujoco")}
-    record = {"algorithm": args.algorithm, "code": "released", "env_name": env_name}
+    record = {"algorithm": args.algorithm, "code": "released", "env_id": env_name}
     record |= {"seed": args.seed, "versions": versions, "agent": config.to_dict()}
     (args.out / "config.json").write_text(json.dumps(record, indent=1, default=str))
     checkpoint = args.out / "checkpoint.pickle"
