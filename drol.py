@@ -543,7 +543,7 @@ def main(argv=None):
 
     attempt("--run-dir", folder.mkdir, parents=True, exist_ok=True)
     lock = filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666)  # shared
-    attempt("another process trains this run", lock.acquire)
+    attempt("no lock: does another process train this run?", lock.acquire)
     envs = None
     try:
         data = load_data(args.env_id, args.data_dir)

@@ -77,7 +77,7 @@ def make_records():
     for (name, seed), (env, config) in runs.items():
         folder = Path(name, env, "run", f"seed{seed}")
         folder.mkdir(parents=True)
-        config = {"algorithm": "drol", "env_name": env, "seed": seed, "steps": 9} | config
+        config = {"algorithm": "drol", "env_id": env, "seed": seed, "steps": 9} | config
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "eval.csv").write_text(f"step,score\n9,{50 + seed}\n")
 
