@@ -359,8 +359,8 @@ def test_without_docstrings_and_asserts(tmp_path):
     assert Process(fql, args, flag, options=["-OO"]).end()[::2] == (0, "")
     run = run_of(tmp_path)
     with filelock.FileLock(f"{run}.lock"):
-        end = Process(fql, args, flag, options=["-OO"]).end()
-    assert end[::2][0] == 1 and re.fullmatch(f"error: no lock: .*another process .*{run}.lock.*\n", end[2])
+        code, _, err = Process(fql, args, flag, options=["-OO"]).end()
+    assert code == 1 and re.fullmatch(f"error: no lock: .*{run}.lock.*\n", err)
     code = f"import drol; drol.load_policy('{run}/checkpoint.pt')"
     ran = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, cwd=ROOT)
     assert b"ValueError" in ran.stderr
