@@ -77,7 +77,7 @@ class Args:
     checkpoint_interval: PositiveInt = 5_000  # updates between checkpoints
     data_dir: str | None = None  # the dataset's folder; unset: the benchmark's
     run_dir: Annotated[str, Field(min_length=1)] = "runs"  # folder of all runs
-    exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ALGORITHM  # begins a run's folder
+    exp_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Path(__file__).stem  # begins its folder
 
 
 # The released commands' default task, discount, q_agg, alpha, by regular expression.
@@ -309,7 +309,7 @@ def make(env_name, **options):
 def load_data(env_name, data_dir):
     """Training data, downloaded if missing, as float32 tensors on the CPU: observations,
     next_observations (N, O), actions (N, A), rewards, masks (N,)."""
-    options = {"add_info": True} if "singletask" in env_name else {}  # rewards come from it
+    options = {"add_info": True} if "-singletask-" in env_name else {}  # rewards come from it
     if data_dir:
         options["dataset_dir"] = os.path.expanduser(data_dir)
         attempt(data_dir, os.listdir, options["dataset_dir"])
@@ -325,9 +325,9 @@ def load_data(env_name, data_dir):
     if bad or not fits:
         sys.exit(f"error: {env_name}: missing or not finite: {bad}; shapes of {ARRAYS}: {shapes}")
     if np.any(np.abs(data["masks"] - 0.5) > 0.5):
-        sys.exit(f"error: {env_name}: masks have to be 0 or 1")
+        sys.exit(f"error: {env_name}: masks have to be from 0 to 1")
 
-    data = {key: torch.as_tensor(data[key]) for key in ARRAYS}
+    data = {key: torch.as_tensor(data[key].copy()) for key in ARRAYS}
     a = data["actions"]
     share = (a.abs() > 1 + 1e-5).any(1).float().mean()
     if share > 0:
@@ -402,7 +402,7 @@ def make_envs(env_name, count, data):
 
 
 def evaluate(policy, envs, episodes, key):
-    """Statistics of episodes, each seeded by (*key, environment, round)."""
+    """Means over episodes, seeded by (*key, environment, round)."""
     n, results = envs.num_envs, []
     for number in range(-(-episodes // n)):  # rounded up
         observations, _ = envs.reset(seed=[make_seed(*key, i, number) for i in range(n)])
@@ -441,15 +441,15 @@ class Run:
         checksum = sum(zlib.crc32(x.cpu().numpy()) for x in data.values())
         text = f"{len(data['rewards']):,} transitions, checksum {checksum:x}"
         versions = {name: version(name) for name in ("torch", "mujoco", "ogbench")}
-        self.config = {"algorithm": ALGORITHM, "dataset": text, "versions": versions} | vars(args)
+        self.config = vars(args) | {"algorithm": ALGORITHM, "dataset": text, "versions": versions}
 
         if (folder / "checkpoint.pt").exists():
-            attempt(f"{folder}/checkpoint.pt is unusable; delete it to start anew", self.load)
+            attempt(f"cannot use {folder}/checkpoint.pt, try another --exp-name", self.load)
         (folder / "config.json").write_text(json.dumps(self.config, indent=1))
         self.writer = SummaryWriter(folder, purge_step=self.step + 1)
 
     def save(self):
-        """Writes train.csv, eval.csv, then the checkpoint, which is whole or not there."""
+        """Writes both CSV files, then the checkpoint, whole or not at all."""
         for name, rows in self.rows.items():
             if rows:
                 pd.DataFrame(rows).to_csv(self.folder / f"{name}.csv", index=False)
@@ -489,7 +489,7 @@ class Run:
             generator.set_state(saved["generators"][name])
 
     def record(self, name, metrics):
-        """Adds a row to train.csv or eval.csv, and to TensorBoard."""
+        """Adds a row to a CSV file and to TensorBoard."""
         row = {key: float(value) for key, value in metrics.items()}
         for key, value in row.items():
             self.writer.add_scalar(f"{name}/{key}", value, self.step)
@@ -548,13 +548,13 @@ def main(argv=None):
 
     attempt("--run-dir", folder.mkdir, parents=True, exist_ok=True)
     lock = filelock.FileLock(f"{folder}.lock", timeout=0, mode=0o666)  # shared
-    attempt("no lock: does another process train this run?", lock.acquire)
+    attempt("no lock: is another process at work?", lock.acquire)
     envs = None
     try:
         data = load_data(args.env_id, args.data_dir)
         envs = make_envs(args.env_id, args.eval_envs, data)  # before CUDA starts
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        data = {key: value.to(args.device) for key, value in data.items()}
+        data = {key: attempt("--device", x.to, args.device) for key, x in data.items()}
         run = Run(args, folder, data)
         print(f"update {run.step:,}, {run.config['dataset']}{'' if envs else '; no evaluation'}")
         train(run, data, envs)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 
-NAME = "tests.fake:Corridor"
+NAME = "tests.fake:Corridor-singletask"
 MADE = []  # every environment that was made in this process; the fixture `corridors` empties it
 
 
@@ -73,17 +73,16 @@ def made_up_data(size=100):
     rng = np.random.default_rng(0)
     return {
         "observations": rng.uniform(-1, 1, (size, 2)).astype(np.float32),
-        "actions": rng.uniform(-1, 1, (size, 2)).astype(np.float32),
+        "actions": np.asfortranarray(rng.uniform(-1, 1, (size, 2)).astype(np.float32)),
         "next_observations": rng.uniform(-1, 1, (size, 2)).astype(np.float32),
-        "rewards": rng.uniform(-1, 1, size).astype(np.float32),
+        "rewards": rng.uniform(-1, 1, size).astype(np.float32)[::-1],
         "masks": (rng.uniform(size=size) > 0.1).astype(np.float32),
     }
 
 
 def make_env_and_datasets(name, dataset_dir=None, env_only=False):
-    """Corridor; or Data, which has no environment. The data is made up, but for a file of arrays
-    in dataset_dir that takes its place."""
-    env = {"Corridor": Corridor, "Data": lambda: None}[name]()
+    """The data is made up, but for a file of arrays in dataset_dir that takes its place."""
+    env = Corridor()
     if env_only:
         return env
     file = Path(dataset_dir or "", "arrays.npz")

@@ -47,10 +47,7 @@ def test_the_means_are_over_rounds_of_episodes(corridors):
     result = drol.evaluate(policy, vector(3), 6, key)
     seeds = [[drol.make_seed(*key, i, number) for number in (0, 1)] for i in range(3)]
     success, total, length = np.array([expected(seed) for pair in seeds for seed in pair]).T
-    assert result == pytest.approx({
-        "score": 100 * success.mean(),
-        "return": total.mean(),
-    })  # fmt: skip
+    assert result == pytest.approx({"score": 100 * success.mean(), "return": total.mean()})
     assert 0 < result["score"] < 100  # the key has both kinds of episode
     played = [env for env in corridors if env.seeds]
     assert [env.seeds[0] for env in played] == [pair[0] for pair in seeds]

@@ -174,12 +174,14 @@ def test_a_checkpoint_that_is_none_is_told(corridor_run, tmp_path, size):
     path = run / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:size])
     args = command(None, tmp_path / "runs", "--steps", 40, "--lr", 0.1, program=drol)
-    refused(drol, args, path, "delete it")
+    refused(drol, args, path, "--exp-name")
     path.unlink()
     drol.main(args)  # starts anew
     assert steps_of(run, "train") == [10, 20, 30, 40]
     for folder in (path, "~nobody-here"):  # a file, and nobody's home
         refused(drol, command(None, folder, program=drol), "--run-dir")
+    if not torch.cuda.is_available():
+        refused(drol, command(None, tmp_path, "--device", "cuda", program=drol), "--device")
 
 
 # ----------------------------------------------------------------------- checkpoints and policies

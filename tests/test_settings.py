@@ -3,6 +3,8 @@ keeps."""
 
 import dataclasses
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,7 +117,7 @@ def test_a_full_name_is_the_run_of_the_short_one(program):
         assert resolved(program, env_id=full, task=task) == expected
 
 
-def test_run_folders():
+def test_run_folders(tmp_path):
     folder = lambda program, **settings: str(resolved(program, **settings)[1])
     scene = "runs/scene-play-singletask-task2-v0"
     assert folder(drol, env_id="scene") == f"{scene}/drol-k16-bc_coef3/seed0"
@@ -124,6 +126,8 @@ def test_run_folders():
     assert folder(drol, env_id="scene", **given) == own
     home = Path.home() / "x/pen-human-v1/fql-alpha10000/seed0"
     assert folder(fql, env_id="pen-human-v1", run_dir="~/x") == str(home)
+    copy = runpy.run_path(shutil.copy(drol.__file__, tmp_path / "mine.py"))
+    assert copy["Args"](env_id="scene").exp_name == "mine"  # does not go on with drol.py's runs
 
 
 # -------------------- what is printed

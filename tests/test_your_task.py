@@ -1,6 +1,5 @@
 """docs/your_task.md: its module runs with both programs, and its mistakes get a sentence."""
 
-import math
 import re
 import sys
 
@@ -50,7 +49,7 @@ def test_the_module_trains_and_is_evaluated(program, task, tmp_path):
     program.main(task(program))
     (run,) = (tmp_path / "runs").glob("my_tasks:Point-v0/*/seed0")
     (row,) = read(run / "eval.csv")
-    assert 0 <= float(row["score"]) <= 100 and math.isfinite(float(row["return"]))
+    assert 0 <= float(row["score"]) <= 100 and -100 < float(row["return"]) < 0
     assert program.load_policy(run / "checkpoint.pt")(np.zeros(2)).shape == (2,)
 
 
@@ -72,7 +71,7 @@ def test_data_without_an_environment_trains_and_is_not_evaluated(program, task, 
         ("", {"rewards": np.full(200, np.nan)}, ["rewards"]),
         ("", {"rewards": np.full(200, 1e300)}, ["rewards"]),
         ("", {"rewards": np.full(200, "high")}, ["rewards", "high"]),
-        ("", {"masks": np.full(200, 255)}, ["masks", "0 or 1"]),
+        ("", {"masks": np.full(200, 255)}, ["masks", "0 to 1"]),
         ("", {"actions": np.full((200, 2), 7.0)}, ["100.0%", "[-1, 1]", "7"]),
         ("", {key: np.zeros((0, *x.shape[1:])) for key, x in point_data().items()}, ["(0, 2)"]),
         ("", dict.fromkeys(("observations", "next_observations"), np.zeros((200, 3))), ["(3,)"]),

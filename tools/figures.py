@@ -91,7 +91,8 @@ def load_run(folder, published):
     config["steps"] = int(max([config["steps"], *curve.step]))
     finished = config["steps"] in set(curve.step)
     settings, differs = settings_of(config, published)
-    star = published[published.suite == "DROL*"][["k", *TUNED]].dropna(axis=1).map(as_text)
+    star = published.query("suite == 'DROL*' and method == @algorithm")[["k", *TUNED]]
+    star = star.dropna(axis=1).map(as_text)
     log = read_columns(folder / "train.csv", ["candidate_spread", "bc_loss"])
     log = log.tail(max(len(log) // 10, 1))  # the last tenth of training
     pairs = 2 * k / max(k - 1, 1) if k else math.nan  # from variance to mean over pairs
