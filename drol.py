@@ -520,7 +520,7 @@ def train(run, data, envs):
         evaluation = step % args.eval_interval == 0 or step == args.steps
         checkpoint = step % args.checkpoint_interval == 0 or evaluation
         if checkpoint and not all(x.isfinite().all() for x in run.networks.parameters()):
-            sys.exit(f"error: diverged by update {step:,}; delete {run.folder}, lower --lr")
+            sys.exit(f"error: diverged by update {step:,}; try a lower --lr with an --exp-name")
         if step % args.log_interval == 0:
             run.record("train", metrics)
         if evaluation and envs is not None:

@@ -193,7 +193,7 @@ def test_training_that_diverges_ends_the_run(program, corridor_run, tmp_path):
     flags = ["--checkpoint-interval", 1, "--lr", 1e20]
     run = corridor_run(program, "runs", *flags, "--steps", 1)
     args = command(None, tmp_path / "runs", *flags, "--steps", 40, program=program)
-    refused(program, args, "delete", run, "--lr")
+    refused(program, args, "--exp-name", "--lr")
     content = saved(run)
     assert content["step"] >= 1
     assert all(value.isfinite().all() for value in content["networks"].values())
