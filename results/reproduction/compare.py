@@ -4,7 +4,7 @@
     git clone https://github.com/muzhancun/DROL released_drol   # commit 7e669b0
     pip install jax==0.10.2 flax optax ml_collections distrax jaxtyping
     export PYTHONPATH=released_fql
-    python -m results.reproduction.compare --algorithm fql --seeds 16
+    python -m results.reproduction.compare --algorithm fql --seeds 32
     python -m results.reproduction.compare --algorithm fql --seeds 3 --codes replay
 
 replay is our code on the released code's initial weights, batches and noise. The networks are
