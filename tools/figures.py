@@ -30,7 +30,7 @@ TESTDATA = Path(__file__).resolve().parents[1] / "testdata"
 SUITES = {"DROL(16)": "DROL16", "DROL*": "DROLstar", "FQL": "FQL"}  # in published_results.csv
 TUNED = ["bc_coef", "alpha", "discount", "q_agg"]  # published per task
 # What config.json holds besides settings that change a score. Any other entry counts as a setting.
-NO_SETTINGS = ["algorithm", "versions", "dataset", "data", "env_id", "task", "seed"]
+NO_SETTINGS = ["algorithm", "versions", "dataset", "env_id", "task", "seed"]
 NO_SETTINGS += ["device", "compile", "eval_envs", "data_dir", "run_dir"]
 NO_SETTINGS += ["log_interval", "checkpoint_interval"]
 SWEEP = ["task", "algorithm", "condition"]  # runs of these differ in K and seed alone
