@@ -13,6 +13,7 @@ the update returns every 5,000 updates) and a checkpoint, from which the same co
 
 import json
 import pickle
+import signal
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -56,6 +57,7 @@ def main(args):
     env_name = settings.env_id
     data = ours.load_data(env_name, args.data_dir)
     envs = ours.make_envs(env_name, 10, data)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ctrl-C stops it
     data = {key: value.numpy() for key, value in data.items()}
 
     config = released.get_config()
