@@ -57,7 +57,8 @@ def main(args):
     env_name = settings.env_id
     data = ours.load_data(env_name, args.data_dir)
     envs = ours.make_envs(env_name, 10, data)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ctrl-C stops it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     data = {key: value.numpy() for key, value in data.items()}
 
     config = released.get_config()
