@@ -57,7 +57,8 @@ def main(args):
     env_name = settings.env_id
     data = ours.load_data(env_name, args.data_dir)
     envs = ours.make_envs(env_name, 10, data)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once
+    # make_envs blocks it, in its workers for good: a KeyboardInterrupt's exit waits for them.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     data = {key: value.numpy() for key, value in data.items()}
 
